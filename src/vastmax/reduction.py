@@ -1,0 +1,70 @@
+"""The one reduction: from a loss per row to what the caller asked for."""
+
+import torch
+from torch import Tensor
+
+from vastmax.validation import check_choice, check_finite
+
+REDUCTIONS = ("none", "mean", "sum")
+
+
+def reduce_rows(
+    loss: Tensor, *, reduction: str = "mean", weight: Tensor | None = None, ignored: Tensor | None = None
+) -> Tensor:
+    r"""Reduce a loss per row.
+
+    $$\text{sum} = \sum_r w_r \ell_r, \qquad \text{mean} = \frac{\sum_r w_r \ell_r}{\sum_r w_r},$$
+
+    over the rows that are not ignored. With no row left, or no weight, both are 0 and stay attached to the
+    graph (torch's mean is nan there, which a batch of padding then spreads through a model).
+
+    Args:
+        loss: (...) loss per row, in nats.
+        reduction: `"none"` keeps (...), with 0 in ignored rows; `"mean"` and `"sum"` return a scalar.
+        weight: (...) weight per row, 0 or greater; 1 if omitted.
+        ignored: (...) bool, True where a row takes no part.
+
+    Raises:
+        ValueError: an unknown reduction, or a `weight` or `ignored` of another shape than `loss`.
+
+    Example:
+        >>> loss = torch.tensor([1.0, 2.0, 9.0])
+        >>> reduce_rows(loss, weight=torch.tensor([1.0, 3.0, 0.0]))
+        tensor(1.7500)
+    """
+    check_choice("reduction", reduction, REDUCTIONS)
+    for name, rows in (("weight", weight), ("ignored", ignored)):
+        if rows is not None and rows.shape != loss.shape:
+            raise ValueError(f"{name}: expected shape {tuple(loss.shape)}, one per row, got {tuple(rows.shape)}")
+    if weight is not None:
+        loss = loss * weight.to(loss.dtype)
+    if ignored is not None:
+        loss = loss.masked_fill(ignored, 0.0)
+    if reduction == "none":
+        return loss
+    total = loss.sum()
+    if reduction == "sum":
+        return total
+    return total / total_weight(loss, weight, ignored)
+
+
+def total_weight(loss: Tensor, weight: Tensor | None, ignored: Tensor | None) -> Tensor:
+    """Return the sum of the weights of the rows that take part, or 1 where that is 0."""
+    counted = torch.ones_like(loss) if weight is None else weight.to(loss.dtype)
+    if ignored is not None:
+        counted = counted.masked_fill(ignored, 0.0)
+    total = counted.sum()
+    return torch.where(total == 0, torch.ones_like(total), total)
+
+
+def check_sample_weight(sample_weight: Tensor, rows: torch.Size) -> None:
+    """Raise unless `sample_weight` has one finite weight of at least 0 per row."""
+    if not isinstance(sample_weight, Tensor) or not sample_weight.is_floating_point():
+        raise TypeError("sample_weight: expected a floating-point tensor with one weight per row")
+    if sample_weight.shape != rows:
+        raise ValueError(
+            f"sample_weight: expected shape {tuple(rows)}, one per row, got {tuple(sample_weight.shape)}"
+        )
+    check_finite("sample_weight", sample_weight)
+    if (sample_weight < 0).any():
+        raise ValueError(f"sample_weight: expected weights of at least 0, got {sample_weight.min().item()}")
