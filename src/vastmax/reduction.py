@@ -45,15 +45,15 @@ def reduce_rows(
     total = loss.sum()
     if reduction == "sum":
         return total
-    return total / total_weight(loss, weight, ignored)
-
-
-def total_weight(loss: Tensor, weight: Tensor | None, ignored: Tensor | None) -> Tensor:
-    """Return the sum of the weights of the rows that take part, or 1 where that is 0."""
     counted = torch.ones_like(loss) if weight is None else weight.to(loss.dtype)
     if ignored is not None:
         counted = counted.masked_fill(ignored, 0.0)
-    total = counted.sum()
+    return total / total_weight(counted)
+
+
+def total_weight(weight: Tensor) -> Tensor:
+    """Return the sum of the rows' weights, or 1 where that is 0."""
+    total = weight.sum()
     return torch.where(total == 0, torch.ones_like(total), total)
 
 

@@ -3,7 +3,9 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 
@@ -34,19 +36,20 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> str:
 
 
 def check_hidden(name: str, hidden: Tensor, in_features: int) -> None:
-    """Raise unless `hidden` is floating, shaped (..., in_features) and finite."""
+    """Raise unless `hidden` is a floating-point tensor (..., in_features)."""
     if not isinstance(hidden, Tensor):
         raise TypeError(f"{name}: expected a tensor (..., {in_features}), got {type(hidden).__name__}")
     if not hidden.is_floating_point():
         raise TypeError(f"{name}: expected a floating-point tensor, got dtype {hidden.dtype}")
     if hidden.ndim == 0 or hidden.shape[-1] != in_features:
         raise ValueError(f"{name}: expected shape (..., {in_features}), got {tuple(hidden.shape)}")
-    check_finite(name, hidden)
 
 
-def check_finite(name: str, values: Tensor) -> None:
-    """Raise ValueError naming the first NaN or infinity of `values`."""
+def check_finite(name: str, values: Tensor, rows: Tensor | None = None) -> None:
+    """Raise ValueError naming the first NaN or infinity of `values`, within `rows` if a mask of them is given."""
     finite = values.isfinite()
+    if rows is not None:
+        finite = finite | ~rows.unsqueeze(-1)
     if not finite.all():
         place = tuple((~finite).nonzero()[0].tolist())
         raise ValueError(f"{name}: expected finite values, got {values[place].item()} at {place}")
@@ -66,3 +69,55 @@ def check_ids(name: str, ids: Tensor, num_classes: int) -> None:
     if outside.any():
         place = tuple(outside.nonzero()[0].tolist())
         raise ValueError(f"{name}: expected class ids in [0, {num_classes}), got {ids[place].item()} at {place}")
+
+
+def check_target(target: Tensor, rows: torch.Size, num_classes: int, ignore_index: int | None = None) -> None:
+    """Raise unless `target` holds one int64 class id per row, in range or equal to `ignore_index`."""
+    if isinstance(target, Tensor) and target.shape != rows:
+        raise ValueError(f"target: expected shape {tuple(rows)}, one class id per row, got {tuple(target.shape)}")
+    if ignore_index is not None and isinstance(target, Tensor) and target.dtype == torch.int64:
+        target = target.masked_fill(target == ignore_index, 0)
+    check_ids("target", target, num_classes)
+
+
+def check_class_rows(name: str, weight: Tensor) -> None:
+    """Raise unless `weight` is a floating (V, d) matrix with at least one class."""
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        kind = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
+        raise TypeError(f"{name}: expected a floating-point tensor (num_classes, in_features), got {kind}")
+    if weight.ndim != 2 or weight.shape[0] == 0:
+        raise ValueError(
+            f"{name}: expected shape (num_classes, in_features) with at least one class, got {tuple(weight.shape)}"
+        )
+
+
+def check_per_class(name: str, values: Tensor | None, num_classes: int) -> None:
+    """Raise unless `values` is None or holds one floating-point number per class."""
+    if values is None:
+        return
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise TypeError(f"{name}: expected a floating-point tensor ({num_classes},), got {kind}")
+    if values.shape != (num_classes,):
+        raise ValueError(f"{name}: expected shape ({num_classes},), one per class, got {tuple(values.shape)}")
+
+
+def check_counts(name: str, counts: Tensor | ArrayLike) -> Tensor:
+    """Return `counts` as a float64 copy (V,) if they are finite numbers of at least 0, not all of them 0."""
+    if not isinstance(counts, Tensor):
+        array = np.asarray(counts)
+        if array.dtype.kind not in "iuf" and array.size > 0:
+            raise TypeError(f"{name}: expected integers or floats, got {type(counts).__name__} of {array.dtype}")
+        counts = torch.from_numpy(array.astype(np.float64))
+    if counts.dtype == torch.bool or counts.is_complex():
+        raise TypeError(f"{name}: expected integers or floats, got dtype {counts.dtype}")
+    if counts.ndim != 1 or len(counts) == 0:
+        raise ValueError(f"{name}: expected shape (V,) with V at least 1, got {tuple(counts.shape)}")
+    counts = counts.detach().to(torch.float64, copy=True)
+    check_finite(name, counts)
+    if (counts < 0).any():
+        place = int((counts < 0).nonzero()[0])
+        raise ValueError(f"{name}: expected counts of at least 0, got {counts[place].item():g} at {place}")
+    if not counts.any():
+        raise ValueError(f"{name}: expected at least one count greater than 0, got {len(counts)} zeros")
+    return counts

@@ -1,0 +1,211 @@
+"""Blocks of the logit matrix: scored, turned into probabilities, and carried back to the gradients.
+
+The N x V matrix of logits exists one block at a time, in one buffer. Where a block holds every class of its
+rows, the forward pass can leave the softmax in the buffer and the gradient needs three matrix products in all;
+where the classes too are cut, the logits are scored again on the way back, at the price of a fourth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+BLOCK_ELEMENTS = 1 << 24
+"""Logits alive at a time: 64 MB in float32. Matrix products reach their full rate well below it."""
+
+MIN_ROWS = 64
+"""Fewer rows than this in a block and the products read `weight` more often than they use it."""
+
+TALL_ROWS = 4096
+"""Rows of a block whose class rows must be converted to another dtype: tall, so that each is converted once."""
+
+
+class RowStatistics(NamedTuple):
+    """What a loss needs to know of a row's logits; each (N,), in nats."""
+
+    log_partition: Tensor
+    target_logit: Tensor
+    mean_logit: Tensor
+
+
+class Gradients(NamedTuple):
+    """Gradients that are wanted, None where one is not."""
+
+    input: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+
+@dataclass(frozen=True)
+class LinearScorer:
+    r"""The logits $s_{rc} = \text{cap}((h_r \cdot w_c + b_c) / T)$ of rows and classes, block by block.
+
+    Args:
+        hidden: (N, d) rows.
+        weight: (V, d) class rows.
+        bias: (V,) or None.
+        target: (N,) class ids.
+        class_weight: (V,) the weights of the mean logit $\sum_c v_c s_{rc}$, or None if it is not wanted.
+        temperature: T.
+        softcap: $\text{cap}(x) = \text{softcap} \tanh(x / \text{softcap})$; the identity if None.
+        block_size: classes in a block; chosen from the shapes if None.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    target: Tensor
+    class_weight: Tensor | None = None
+    temperature: float = 1.0
+    softcap: float | None = None
+    block_size: int | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the arithmetic: that of the inputs, and at least float32."""
+        widest = torch.promote_types(self.hidden.dtype, self.weight.dtype)
+        return torch.promote_types(widest, torch.float32)
+
+    def block_shape(self) -> tuple[int, int]:
+        """Rows and classes of a block."""
+        num_rows, num_classes = self.hidden.shape[0], self.weight.shape[0]
+        classes = self.block_size
+        if classes is None:
+            if self.weight.dtype != self.dtype:
+                classes = BLOCK_ELEMENTS // min(max(num_rows, 1), TALL_ROWS)
+            elif num_classes * MIN_ROWS <= BLOCK_ELEMENTS:
+                classes = num_classes
+            else:
+                classes = BLOCK_ELEMENTS // min(max(num_rows, MIN_ROWS), TALL_ROWS)
+        classes = min(max(classes, 1), num_classes)
+        return min(num_rows, max(1, BLOCK_ELEMENTS // classes)), classes
+
+    def row_blocks(self) -> Iterator[slice]:
+        """Slices of rows that are finished one after the other."""
+        return _slices(self.hidden.shape[0], self.block_shape()[0])
+
+    def class_blocks(self) -> Iterator[slice]:
+        """Slices of classes within a block of rows."""
+        return _slices(self.weight.shape[0], self.block_shape()[1])
+
+    def buffer(self) -> Tensor:
+        """Memory for the logits of one block, used again for every block."""
+        rows, classes = self.block_shape()
+        return torch.empty(rows * classes, dtype=self.dtype, device=self.hidden.device)
+
+    def scaled_hidden(self, rows: slice) -> Tensor:
+        """`hidden / T`: dividing d numbers a row is cheaper than dividing V logits."""
+        hidden = self.hidden[rows].to(self.dtype)
+        return hidden if self.temperature == 1.0 else hidden / self.temperature
+
+    def class_rows(self, classes: slice) -> Tensor:
+        """The class rows of a block in the dtype of the arithmetic."""
+        return self.weight[classes].to(self.dtype)
+
+    def logits(self, rows: slice, classes: slice, buffer: Tensor) -> Tensor:
+        """Score a block into `buffer`: (rows, classes)."""
+        hidden, class_rows = self.scaled_hidden(rows), self.class_rows(classes)
+        shape = hidden.shape[0], class_rows.shape[0]
+        out = buffer[: shape[0] * shape[1]].view(shape)
+        if self.bias is None:
+            torch.mm(hidden, class_rows.t(), out=out)
+        else:
+            bias = self.bias[classes].to(self.dtype) / self.temperature
+            torch.addmm(bias, hidden, class_rows.t(), out=out)
+        if self.softcap is not None:
+            out.div_(self.softcap).tanh_().mul_(self.softcap)
+        return out
+
+    def statistics(self, rows: slice, buffer: Tensor) -> tuple[RowStatistics, Tensor | None]:
+        """Return the statistics of `rows`, and their softmax where one block held every class of them."""
+        target = self.target[rows]
+        log_partition = torch.full(target.shape, -torch.inf, dtype=self.dtype, device=target.device)
+        target_logit = torch.zeros_like(log_partition)
+        mean_logit = torch.zeros_like(log_partition)
+        probabilities = None
+        for classes in self.class_blocks():
+            logits = self.logits(rows, classes, buffer)
+            row, column = _targets_inside(target, classes)
+            target_logit[row] = logits[row, column]
+            if self.class_weight is not None:
+                mean_logit += logits @ self.class_weight[classes].to(self.dtype)
+            # A row whose classes are all masked in this block has the maximum -inf; any finite shift serves it.
+            maximum = logits.amax(-1, keepdim=True).clamp_(min=torch.finfo(self.dtype).min)
+            mass = logits.sub_(maximum).exp_().sum(-1)
+            log_partition = torch.logaddexp(log_partition, maximum.squeeze(-1) + mass.log())
+            if logits.shape[1] == self.weight.shape[0] and self.softcap is None:
+                probabilities = logits.div_(mass.unsqueeze(-1))
+        return RowStatistics(log_partition, target_logit, mean_logit), probabilities
+
+    def backward(
+        self,
+        rows: slice,
+        buffer: Tensor,
+        log_partition: Tensor,
+        upstream: RowStatistics,
+        gradients: Gradients,
+        probabilities: Tensor | None = None,
+    ) -> None:
+        """Add to `gradients` what flows back from the statistics of `rows`.
+
+        The gradient with respect to the logits is
+        upstream.log_partition * softmax + upstream.target_logit * onehot + upstream.mean_logit * class_weight.
+        """
+        for classes in self.class_blocks():
+            slope = None
+            if probabilities is None:
+                logits = self.logits(rows, classes, buffer)
+                if self.softcap is not None:
+                    slope = 1 - (logits / self.softcap).square_()
+                grad = logits.sub_(log_partition.unsqueeze(-1)).exp_()
+            else:
+                grad = probabilities
+            grad.mul_(upstream.log_partition.unsqueeze(-1))
+            row, column = _targets_inside(self.target[rows], classes)
+            grad[row, column] += upstream.target_logit[row]
+            if self.class_weight is not None:
+                grad.addr_(upstream.mean_logit, self.class_weight[classes].to(self.dtype))
+            if slope is not None:
+                grad.mul_(slope)
+            if gradients.input is not None:
+                gradients.input[rows].addmm_(grad, self.class_rows(classes), alpha=1 / self.temperature)
+            if gradients.weight is not None:
+                gradients.weight[classes].addmm_(grad.t(), self.scaled_hidden(rows))
+            if gradients.bias is not None:
+                gradients.bias[classes].add_(grad.sum(0), alpha=1 / self.temperature)
+
+    def empty_gradients(self, wanted: tuple[bool, bool, bool]) -> Gradients:
+        """Zeros, in the dtype of the arithmetic, for the gradients of input, weight and bias that are wanted."""
+        return Gradients(
+            *(
+                torch.zeros(tensor.shape, dtype=self.dtype, device=tensor.device)
+                if want and tensor is not None
+                else None
+                for want, tensor in zip(wanted, (self.hidden, self.weight, self.bias), strict=True)
+            )
+        )
+
+    def cast_gradients(self, gradients: Gradients) -> Gradients:
+        """Give each gradient the dtype of what it is the gradient of."""
+        return Gradients(
+            *(
+                None if gradient is None or tensor is None else gradient.to(tensor.dtype)
+                for gradient, tensor in zip(gradients, (self.hidden, self.weight, self.bias), strict=True)
+            )
+        )
+
+
+def _slices(total: int, step: int) -> Iterator[slice]:
+    for start in range(0, total, max(step, 1)):
+        yield slice(start, min(start + step, total))
+
+
+def _targets_inside(target: Tensor, classes: slice) -> tuple[Tensor, Tensor]:
+    """Rows whose target lies in `classes`, and the target's column within them."""
+    inside = (target >= classes.start) & (target < classes.stop)
+    row = inside.nonzero().squeeze(-1)
+    return row, target[row] - classes.start

@@ -1,0 +1,121 @@
+"""Cross-entropy of a linear layer's softmax, without the N x V logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vastmax.reduction import REDUCTIONS, check_sample_weight, total_weight
+from vastmax.scoring.blocks import LinearScorer
+from vastmax.scoring.every_class import RowCoefficients, check_linear, row_statistics, summed_loss
+from vastmax.validation import (
+    check_choice,
+    check_finite,
+    check_finite_number,
+    check_per_class,
+    check_target,
+)
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    temperature: float = 1.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    block_size: int | None = None,
+) -> Tensor:
+    r"""Return `cross_entropy(linear(input), target)` in memory bounded by one block of logits.
+
+    With $s_{rc} = \text{cap}((h_r \cdot w_c + b_c) / T)$, class weights $v$, smoothing $\epsilon$ and
+    $\text{cap}(x) = \text{softcap} \tanh(x / \text{softcap})$, the loss of a row is
+
+    $$\ell_r = (1 - \epsilon)\, v_y (\log Z_r - s_{ry})
+      + \frac{\epsilon}{V} \sum_c v_c (\log Z_r - s_{rc}) + \text{z\_loss}\; v_y (\log Z_r)^2 .$$
+
+    It is torch's `cross_entropy` where the two share an option, but for one case: with no row left to count,
+    the mean is 0 and not nan. With `reduction="mean"` or `"sum"` the gradient is made during the forward pass,
+    in three matrix products; with `"none"` the logits are scored again on the way back. Half-precision inputs are
+    multiplied and summed in float32, and the loss is float32.
+
+    Args:
+        input: (..., d) hidden rows.
+        linear_weight: (V, d) class rows, as in `torch.nn.Linear`.
+        target: (...) int64 class ids, or `ignore_index`.
+        linear_bias: (V,) or None.
+        weight: (V,) weight per class; the mean divides by the sum of the targets' weights.
+        sample_weight: (...) weight per row, multiplied with that of the target's class.
+        reduction: `"mean"`, `"sum"` or `"none"`.
+        ignore_index: rows with this target take no part, whatever their hidden holds.
+        label_smoothing: share of the target's mass spread evenly over the classes, in [0, 1].
+        temperature: T, greater than 0.
+        z_loss: coefficient of the squared log-partition.
+        softcap: bound on the size of a logit, greater than 0; None for no bound.
+        block_size: classes scored at a time; chosen from the shapes if omitted.
+
+    Returns:
+        A scalar, or (...) with `reduction="none"`, in nats.
+
+    Raises:
+        TypeError: a tensor of the wrong dtype.
+        ValueError: shapes that do not fit, a target out of range, NaN or infinite input, an option out of range.
+
+    Example:
+        >>> hidden, weight = torch.randn(4, 8), torch.randn(1000, 8)
+        >>> target = torch.tensor([1, 2, -100, 999])
+        >>> loss = linear_cross_entropy(hidden, weight, target)
+        >>> torch.allclose(loss, torch.nn.functional.cross_entropy(hidden @ weight.T, target), atol=1e-5)
+        True
+    """
+    check_linear(input, linear_weight, linear_bias, block_size)
+    num_classes = linear_weight.shape[0]
+    check_target(target, input.shape[:-1], num_classes, ignore_index)
+    check_per_class("weight", weight, num_classes)
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_finite_number("temperature", temperature, above=0.0)
+    check_finite_number("z_loss", z_loss)
+    if softcap is not None:
+        check_finite_number("softcap", softcap, above=0.0)
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
+    if sample_weight is not None:
+        check_sample_weight(sample_weight, target.shape)
+    counted = target != ignore_index
+    check_finite("input", input, counted)
+
+    label = target[counted]
+    class_weight = None
+    if label_smoothing > 0.0:
+        class_weight = linear_weight.new_ones(num_classes) if weight is None else weight
+    scorer = LinearScorer(
+        input[counted], linear_weight, linear_bias, label, class_weight, temperature, softcap, block_size
+    )
+    target_weight = torch.ones(label.shape, dtype=scorer.dtype, device=label.device)
+    if weight is not None:
+        target_weight = weight.to(scorer.dtype)[label]
+    row_weight = torch.ones_like(target_weight)
+    if sample_weight is not None:
+        row_weight = sample_weight[counted].to(scorer.dtype)
+    if reduction == "mean":
+        row_weight = row_weight / total_weight(target_weight * row_weight)
+
+    hard = (1 - label_smoothing) * target_weight
+    soft = 0.0 if class_weight is None else label_smoothing * class_weight.to(scorer.dtype).mean()
+    coefficients = RowCoefficients(
+        log_partition=row_weight * (hard + soft),
+        squared_log_partition=row_weight * (z_loss * target_weight),
+        target_logit=row_weight * hard,
+        mean_logit=row_weight * (label_smoothing / num_classes),
+    )
+    if reduction == "none":
+        loss = coefficients.per_row(row_statistics(scorer))
+        return loss.new_zeros(target.shape).masked_scatter(counted, loss)
+    return summed_loss(scorer, coefficients)

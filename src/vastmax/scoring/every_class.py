@@ -1,0 +1,201 @@
+"""Every class, block by block: the log-partition, the target's logit, and losses that are functions of them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from vastmax.scoring.blocks import LinearScorer, RowStatistics
+from vastmax.validation import (
+    check_class_rows,
+    check_finite,
+    check_hidden,
+    check_per_class,
+    check_positive_int,
+    check_target,
+)
+
+
+class LogPartition(NamedTuple):
+    """The two numbers that a row's exact loss is made of, each (...,), in nats."""
+
+    log_partition: Tensor
+    target_logit: Tensor | None
+
+
+class _Statistics(torch.autograd.Function):
+    """Row statistics whose gradient scores the logits again, block by block."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, scorer: LinearScorer
+    ) -> tuple[Tensor, ...]:
+        with torch.autocast(hidden.device.type, enabled=False):
+            buffer = scorer.buffer()
+            blocks = [scorer.statistics(rows, buffer)[0] for rows in scorer.row_blocks()]
+        if blocks:
+            statistics = RowStatistics(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
+        else:
+            statistics = RowStatistics(*(hidden.new_zeros(0, dtype=scorer.dtype) for _ in range(3)))
+        ctx.scorer = scorer
+        ctx.save_for_backward(hidden, weight, bias, statistics.log_partition)
+        return tuple(statistics)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        log_partition = ctx.saved_tensors[3]
+        scorer: LinearScorer = ctx.scorer
+        gradients = scorer.empty_gradients(ctx.needs_input_grad[:3])
+        with torch.autocast(log_partition.device.type, enabled=False):
+            buffer = scorer.buffer()
+            for rows in scorer.row_blocks():
+                row_upstream = RowStatistics(*(grad[rows] for grad in upstream))
+                scorer.backward(rows, buffer, log_partition[rows], row_upstream, gradients)
+        return *scorer.cast_gradients(gradients), None
+
+
+class RowCoefficients(NamedTuple):
+    r"""A loss $\sum_r a_r \log Z_r + z_r (\log Z_r)^2 - t_r s_{ry} - m_r \bar s_r$; each (N,)."""
+
+    log_partition: Tensor
+    squared_log_partition: Tensor
+    target_logit: Tensor
+    mean_logit: Tensor
+
+    def per_row(self, statistics: RowStatistics) -> Tensor:
+        """The loss of each row."""
+        return (
+            self.log_partition * statistics.log_partition
+            + self.squared_log_partition * statistics.log_partition.square()
+            - self.target_logit * statistics.target_logit
+            - self.mean_logit * statistics.mean_logit
+        )
+
+    def gradient(self, statistics: RowStatistics) -> RowStatistics:
+        """The derivative of the loss with respect to the statistics."""
+        return RowStatistics(
+            self.log_partition + 2 * self.squared_log_partition * statistics.log_partition,
+            -self.target_logit,
+            -self.mean_logit,
+        )
+
+
+class _SummedLoss(torch.autograd.Function):
+    """A sum over rows whose gradient is made in the forward pass, while each block's softmax is at hand."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        scorer: LinearScorer,
+        coefficients: RowCoefficients,
+    ) -> Tensor:
+        gradients = scorer.empty_gradients(ctx.needs_input_grad[:3])
+        total = hidden.new_zeros((), dtype=scorer.dtype)
+        with torch.autocast(hidden.device.type, enabled=False):
+            buffer = scorer.buffer()
+            for rows in scorer.row_blocks():
+                statistics, probabilities = scorer.statistics(rows, buffer)
+                block = RowCoefficients(*(coefficient[rows] for coefficient in coefficients))
+                total += block.per_row(statistics).sum()
+                scorer.backward(
+                    rows, buffer, statistics.log_partition, block.gradient(statistics), gradients, probabilities
+                )
+        ctx.save_for_backward(*scorer.cast_gradients(gradients))
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        # Most losses are backpropagated as they are: then V x d numbers need not be multiplied by one.
+        gradients: tuple[Tensor | None, ...] = ctx.saved_tensors
+        if upstream != 1:
+            gradients = tuple(None if g is None else (g * upstream).to(g.dtype) for g in gradients)
+        return *gradients, None, None
+
+
+def row_statistics(scorer: LinearScorer) -> RowStatistics:
+    """Return the statistics of every row, differentiable with respect to hidden, weight and bias."""
+    return RowStatistics(*_Statistics.apply(scorer.hidden, scorer.weight, scorer.bias, scorer))  # type: ignore[no-untyped-call]
+
+
+def summed_loss(scorer: LinearScorer, coefficients: RowCoefficients) -> Tensor:
+    """Return the sum of the rows' losses; the gradient, if one is wanted, is made on the way.
+
+    Coefficients that need a gradient of their own take the long way: the statistics first, then the loss.
+    """
+    wants_gradient = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (scorer.hidden, scorer.weight, scorer.bias)
+    )
+    if not wants_gradient or any(coefficient.requires_grad for coefficient in coefficients):
+        return coefficients.per_row(row_statistics(scorer)).sum()
+    loss: Tensor = _SummedLoss.apply(scorer.hidden, scorer.weight, scorer.bias, scorer, coefficients)  # type: ignore[no-untyped-call]
+    return loss
+
+
+def check_linear(
+    input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, block_size: int | None = None
+) -> None:
+    """Raise unless the rows, the class rows and their bias fit together."""
+    check_class_rows("linear_weight", linear_weight)
+    check_hidden("input", input, linear_weight.shape[1])
+    check_per_class("linear_bias", linear_bias, linear_weight.shape[0])
+    if block_size is not None:
+        check_positive_int("block_size", block_size)
+
+
+def linear_log_partition(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor | None = None,
+    *,
+    linear_bias: Tensor | None = None,
+    block_size: int | None = None,
+) -> LogPartition:
+    r"""Return the log-partition of each row and the logit of its target, without an N x V tensor.
+
+    $$\log Z_r = \log \sum_{c=1}^{V} \exp(s_{rc}), \qquad s_{rc} = h_r \cdot w_c + b_c$$
+
+    Both are differentiable; the gradient scores the logits again, block by block. Half-precision inputs are
+    multiplied and summed in float32, and the result is float32.
+
+    Args:
+        input: (..., d) hidden rows.
+        linear_weight: (V, d) class rows.
+        target: (...) int64 class ids; without it the second number is None.
+        linear_bias: (V,) or None.
+        block_size: classes scored at a time; chosen from the shapes if omitted.
+
+    Returns:
+        `LogPartition(log_partition, target_logit)`, each (...), in nats: `log_partition - target_logit` is the
+        exact negative log-likelihood.
+
+    Raises:
+        TypeError: a tensor of the wrong dtype.
+        ValueError: shapes that do not fit, a target out of range, NaN or infinite input.
+
+    Example:
+        >>> hidden, weight = torch.randn(4, 8), torch.randn(1000, 8)
+        >>> log_z, logit = linear_log_partition(hidden, weight, torch.tensor([1, 2, 3, 999]))
+        >>> torch.allclose(log_z, (hidden @ weight.T).logsumexp(-1), atol=1e-5)
+        True
+    """
+    check_linear(input, linear_weight, linear_bias, block_size)
+    check_finite("input", input)
+    rows = input.shape[:-1]
+    if target is None:
+        flat_target = torch.zeros(rows, dtype=torch.int64, device=input.device).reshape(-1)
+    else:
+        check_target(target, rows, linear_weight.shape[0])
+        flat_target = target.reshape(-1)
+    hidden = input.reshape(-1, linear_weight.shape[1])
+    scorer = LinearScorer(hidden, linear_weight, linear_bias, flat_target, block_size=block_size)
+    statistics = row_statistics(scorer)
+    target_logit = None if target is None else statistics.target_logit.view(rows)
+    return LogPartition(statistics.log_partition.view(rows), target_logit)

@@ -1,0 +1,372 @@
+"""linear_cross_entropy and linear_log_partition against torch, which forms every logit."""
+
+import itertools
+
+import pytest
+import torch
+from torch.nn import functional
+
+from vastmax.scoring import blocks, linear_cross_entropy, linear_log_partition
+
+V, D = 11, 5
+
+
+def problem(rows=(7,), num_classes=V, dim=D, dtype=torch.float64, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(*rows, dim, generator=g, dtype=dtype).requires_grad_()
+    weight = torch.randn(num_classes, dim, generator=g, dtype=dtype).requires_grad_()
+    bias = torch.randn(num_classes, generator=g, dtype=dtype).requires_grad_()
+    target = torch.randint(num_classes, rows, generator=g)
+    return hidden, weight, bias, target, g
+
+
+def torch_cross_entropy(hidden, class_rows, target, bias, **options):
+    logits = functional.linear(hidden, class_rows, bias)
+    flat = functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), target.reshape(-1), **options)
+    return flat.view(target.shape) if options.get("reduction") == "none" else flat
+
+
+def assert_same(ours, theirs, inputs, g, **tolerance):
+    """Values, and gradients under a random upstream gradient, agree."""
+    torch.testing.assert_close(ours, theirs, **tolerance)
+    upstream = torch.randn(theirs.shape, generator=g, dtype=theirs.dtype)
+    wanted = [x for x in inputs if x.requires_grad]
+    for mine, other in zip(
+        torch.autograd.grad(ours, wanted, upstream), torch.autograd.grad(theirs, wanted, upstream), strict=True
+    ):
+        torch.testing.assert_close(mine, other, **tolerance)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("block_size", [*range(1, V + 1), 10 * V, None])
+def test_equals_torch_for_every_block_size(block_size, reduction):
+    hidden, weight, bias, target, g = problem()
+    target[2] = -100
+    ours = linear_cross_entropy(
+        hidden, weight, target, linear_bias=bias, reduction=reduction, block_size=block_size
+    )
+    theirs = torch_cross_entropy(hidden, weight, target, bias, reduction=reduction)
+    assert_same(ours, theirs, (hidden, weight, bias), g)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("limits", [(12, 1), (5, 1), (30, 2), (1 << 24, 64)])
+@pytest.mark.parametrize("rows", [(), (1,), (9,), (3, 4), (2, 2, 3)])
+def test_equals_torch_however_rows_are_cut(rows, limits, reduction, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", limits[0])
+    monkeypatch.setattr(blocks, "MIN_ROWS", limits[1])
+    hidden, weight, bias, target, g = problem(rows)
+    ours = linear_cross_entropy(hidden, weight, target, linear_bias=bias, reduction=reduction)
+    theirs = torch_cross_entropy(hidden, weight, target, bias, reduction=reduction)
+    assert_same(ours, theirs, (hidden, weight, bias), g)
+
+
+OPTIONS = {
+    "class_weight": {"weight": torch.rand(V, dtype=torch.float64)},
+    "smoothing": {"label_smoothing": 0.3},
+    "all_smoothing": {"label_smoothing": 1.0},
+    "weighted_smoothing": {"weight": torch.rand(V, dtype=torch.float64), "label_smoothing": 0.3},
+    "ignore_index": {"ignore_index": 3},
+}
+
+
+@pytest.mark.parametrize("block_size", [4, V])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_options_shared_with_torch(options, reduction, block_size):
+    hidden, weight, bias, target, g = problem((8,))
+    target[:2] = 3
+    ours = linear_cross_entropy(
+        hidden, weight, target, linear_bias=bias, reduction=reduction, block_size=block_size, **options
+    )
+    theirs = torch_cross_entropy(hidden, weight, target, bias, reduction=reduction, **options)
+    assert_same(ours, theirs, (hidden, weight, bias), g)
+
+
+def by_the_equation(hidden, weight, target, bias, *, temperature, softcap, z_loss, smoothing, class_weight, w):
+    """The docstring's formula, over all logits, and the weighted mean over rows."""
+    logits = functional.linear(hidden, weight, bias) / temperature
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    log_z = logits.logsumexp(-1)
+    label_weight = class_weight[target]
+    nll = log_z.unsqueeze(-1) - logits
+    loss = (1 - smoothing) * label_weight * nll.gather(-1, target.unsqueeze(-1)).squeeze(-1)
+    loss = loss + smoothing / logits.shape[-1] * (nll * class_weight).sum(-1) + z_loss * label_weight * log_z**2
+    return {"none": w * loss, "sum": (w * loss).sum(), "mean": (w * loss).sum() / (w * label_weight).sum()}
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("block_size", [3, V])
+@pytest.mark.parametrize(
+    ("temperature", "softcap", "z_loss", "smoothing"),
+    list(itertools.product([1.0, 0.4], [None, 1.5], [0.0, 0.2], [0.0, 0.1])),
+)
+def test_every_option_together(temperature, softcap, z_loss, smoothing, block_size, reduction):
+    hidden, weight, bias, target, g = problem()
+    class_weight, w = torch.rand(V, generator=g).double(), torch.rand(7, generator=g).double()
+    ours = linear_cross_entropy(
+        hidden,
+        weight,
+        target,
+        linear_bias=bias,
+        weight=class_weight,
+        sample_weight=w,
+        reduction=reduction,
+        label_smoothing=smoothing,
+        temperature=temperature,
+        z_loss=z_loss,
+        softcap=softcap,
+        block_size=block_size,
+    )
+    theirs = by_the_equation(
+        hidden,
+        weight,
+        target,
+        bias,
+        temperature=temperature,
+        softcap=softcap,
+        z_loss=z_loss,
+        smoothing=smoothing,
+        class_weight=class_weight,
+        w=w,
+    )[reduction]
+    assert_same(ours, theirs, (hidden, weight, bias), g)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("block_size", [1, 4, V])
+def test_gradcheck(block_size, reduction):
+    hidden, weight, bias, target, _ = problem((4,))
+
+    def loss(hidden, weight, bias):
+        return linear_cross_entropy(
+            hidden,
+            weight,
+            target,
+            linear_bias=bias,
+            reduction=reduction,
+            block_size=block_size,
+            z_loss=0.1,
+            softcap=4.0,
+        )
+
+    assert torch.autograd.gradcheck(loss, (hidden, weight, bias))
+
+
+@pytest.mark.parametrize("block_size", [1, 4, V])
+def test_log_partition_gradcheck_and_value(block_size):
+    hidden, weight, bias, target, _ = problem((2, 3))
+    log_z, target_logit = linear_log_partition(hidden, weight, target, linear_bias=bias, block_size=block_size)
+    logits = functional.linear(hidden, weight, bias)
+    torch.testing.assert_close(log_z, logits.logsumexp(-1))
+    torch.testing.assert_close(target_logit, logits.gather(-1, target.unsqueeze(-1)).squeeze(-1))
+    assert torch.autograd.gradcheck(
+        lambda h, w, b: linear_log_partition(h, w, target, linear_bias=b, block_size=block_size),
+        (hidden, weight, bias),
+    )
+    assert linear_log_partition(hidden, weight).target_logit is None
+
+
+@pytest.mark.parametrize("frozen", ["hidden", "weight", "bias", "hidden weight", "weight bias"])
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_frozen_inputs(frozen, reduction):
+    hidden, weight, bias, target, g = problem()
+    for name, tensor in (("hidden", hidden), ("weight", weight), ("bias", bias)):
+        tensor.requires_grad_(name not in frozen.split())
+    ours = linear_cross_entropy(hidden, weight, target, linear_bias=bias, reduction=reduction)
+    theirs = torch_cross_entropy(hidden, weight, target, bias, reduction=reduction)
+    assert_same(ours, theirs, (hidden, weight, bias), g)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_gradients_of_weights_when_they_ask_for_one(reduction):
+    hidden, weight, bias, target, g = problem()
+    class_weight = torch.rand(V, generator=g).double().requires_grad_()
+    w = torch.rand(7, generator=g).double().requires_grad_()
+    ours = linear_cross_entropy(
+        hidden, weight, target, linear_bias=bias, weight=class_weight, sample_weight=w, reduction=reduction
+    )
+    theirs = by_the_equation(
+        hidden,
+        weight,
+        target,
+        bias,
+        temperature=1.0,
+        softcap=None,
+        z_loss=0.0,
+        smoothing=0.0,
+        class_weight=class_weight,
+        w=w,
+    )[reduction]
+    assert_same(ours, theirs, (hidden, weight, bias, class_weight, w), g)
+
+
+def test_non_contiguous_tensors():
+    hidden, weight, bias, target, g = problem((7,))
+    hidden_t = hidden.detach().t().contiguous().t().requires_grad_()
+    weight_t = weight.detach().t().contiguous().t().requires_grad_()
+    doubled = target.repeat_interleave(2)[::2]
+    assert not hidden_t.is_contiguous()
+    assert not weight_t.is_contiguous()
+    assert not doubled.is_contiguous()
+    ours = linear_cross_entropy(hidden_t, weight_t, doubled, linear_bias=bias, reduction="none")
+    theirs = torch_cross_entropy(hidden_t, weight_t, doubled, bias, reduction="none")
+    assert_same(ours, theirs, (hidden_t, weight_t, bias), g)
+
+
+@pytest.mark.parametrize("rows", [(5,), (0,), (0, 3)])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_no_row_left_is_zero_and_attached(rows, reduction):
+    hidden, weight, bias, target, _ = problem(rows)
+    loss = linear_cross_entropy(
+        hidden, weight, torch.full_like(target, -100), linear_bias=bias, reduction=reduction
+    )
+    assert loss.shape == (rows if reduction == "none" else ())
+    assert torch.equal(loss, torch.zeros_like(loss))
+    loss.sum().backward()
+    for tensor in (hidden, weight, bias):
+        assert torch.equal(tensor.grad, torch.zeros_like(tensor))
+
+
+def test_ignored_rows_may_hold_anything():
+    hidden, weight, bias, target, _ = problem()
+    clean = linear_cross_entropy(hidden[1:], weight, target[1:], linear_bias=bias)
+    target[0] = -100
+    padded = torch.cat([torch.full((1, D), torch.nan), hidden[1:].detach()]).requires_grad_()
+    loss = linear_cross_entropy(padded, weight, target, linear_bias=bias)
+    torch.testing.assert_close(loss, clean)
+    loss.backward()
+    assert torch.equal(padded.grad[0], torch.zeros(D, dtype=torch.float64))
+
+
+def test_large_logits_and_masked_classes():
+    hidden = torch.tensor([[1.0], [1.0]], dtype=torch.float64, requires_grad=True)
+    weight = torch.tensor([[1e4], [1e4 - 1], [-1e4]], dtype=torch.float64, requires_grad=True)
+    bias = torch.tensor([0.0, 0.0, 0.0], dtype=torch.float64)
+    for block_size in (1, 2, 3):
+        loss = linear_cross_entropy(hidden, weight, torch.tensor([0, 1]), linear_bias=bias, block_size=block_size)
+        expected = (torch.tensor([0.0, 1.0]).exp().sum().log() + torch.tensor([1.0, 0.0]).exp().sum().log()) / 2
+        torch.testing.assert_close(loss.float(), expected - 0.5)
+        masked = linear_cross_entropy(
+            hidden,
+            weight,
+            torch.tensor([1, 1]),
+            linear_bias=torch.tensor([-torch.inf, 0.0, 0.0], dtype=torch.float64),
+            block_size=block_size,
+        )
+        grads = torch.autograd.grad(masked, (hidden, weight))
+        assert masked.item() == 0.0
+        assert all(g.isfinite().all() for g in grads)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_float32_error_is_within_twice_torchs(reduction):
+    hidden, weight, bias, target, g = problem((64,), num_classes=3000, dim=300)
+    weight_scale = 0.2
+    reference = [hidden, (weight.detach() * weight_scale).requires_grad_(), bias]
+    single = [x.detach().float().requires_grad_() for x in reference]
+    upstream = torch.randn(64 if reduction == "none" else (), generator=g, dtype=torch.float64)
+
+    def run(function, inputs):
+        loss = function(inputs[0], inputs[1], target, inputs[2])
+        return [loss, *torch.autograd.grad(loss, inputs, upstream.to(loss.dtype))]
+
+    def torchs(h, w, t, b):
+        return torch_cross_entropy(h, w, t, b, reduction=reduction)
+
+    def mine(h, w, t, b):
+        return linear_cross_entropy(h, w, t, linear_bias=b, reduction=reduction)
+
+    exact = run(torchs, reference)
+    for ours, theirs, truth in zip(run(mine, single), run(torchs, single), exact, strict=True):
+        assert (ours - truth).norm() <= 2 * (theirs - truth).norm() + 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_half_precision_is_computed_in_float32(dtype, reduction, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", 100)
+    hidden, weight, bias, target, _ = problem(dtype=torch.float32)
+    half = [x.detach().to(dtype).requires_grad_() for x in (hidden, weight, bias)]
+    full = [x.detach().double().requires_grad_() for x in half]
+    ours = linear_cross_entropy(half[0], half[1], target, linear_bias=half[2], reduction=reduction)
+    theirs = torch_cross_entropy(full[0], full[1], target, full[2], reduction=reduction)
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
+    ours.sum().backward()
+    theirs.sum().backward()
+    for mine, other in zip(half, full, strict=True):
+        assert mine.grad.dtype == dtype
+        # One rounding to half precision, after arithmetic in float32.
+        torch.testing.assert_close(
+            mine.grad.double(), other.grad, rtol=torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps / 100
+        )
+
+
+def test_autocast_keeps_float32_arithmetic():
+    hidden, weight, bias, target, _ = problem(dtype=torch.float32)
+    plain = linear_cross_entropy(hidden, weight, target, linear_bias=bias)
+    with torch.autocast("cpu", torch.bfloat16):
+        under = linear_cross_entropy(hidden, weight, target, linear_bias=bias)
+    assert torch.equal(plain, under)
+
+
+def test_double_backward_is_refused():
+    hidden, weight, bias, target, _ = problem()
+    for reduction in ("sum", "none"):
+        loss = linear_cross_entropy(hidden, weight, target, linear_bias=bias, reduction=reduction).sum()
+        (grad,) = torch.autograd.grad(loss * loss, hidden, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            grad.sum().backward()
+
+
+def test_a_graph_may_be_walked_twice():
+    hidden, weight, bias, target, _ = problem()
+    loss = linear_cross_entropy(hidden, weight, target, linear_bias=bias)
+    first = torch.autograd.grad(loss, (hidden, weight), retain_graph=True)
+    second = torch.autograd.grad(3 * loss, (hidden, weight))
+    for one, three in zip(first, second, strict=True):
+        torch.testing.assert_close(3 * one, three)
+
+
+GOOD = {
+    "input": torch.zeros(3, D),
+    "linear_weight": torch.zeros(V, D),
+    "target": torch.zeros(3, dtype=torch.int64),
+}
+BAD = [
+    ({"input": torch.zeros(3, D + 1)}, ValueError, r"input: expected shape \(\.\.\., 5\), got \(3, 6\)"),
+    ({"input": torch.zeros(3, D, dtype=torch.int64)}, TypeError, "input: expected a floating-point"),
+    ({"input": torch.full((3, D), torch.nan)}, ValueError, r"input: expected finite values, got nan at \(0, 0\)"),
+    ({"input": torch.full((3, D), torch.inf)}, ValueError, "input: expected finite values, got inf"),
+    ({"linear_weight": torch.zeros(V)}, ValueError, "linear_weight: expected shape"),
+    ({"linear_weight": torch.zeros(0, D)}, ValueError, "at least one class"),
+    ({"linear_bias": torch.zeros(V + 1)}, ValueError, r"linear_bias: expected shape \(11,\)"),
+    ({"target": torch.tensor([0, V, 0])}, ValueError, r"target: expected class ids in \[0, 11\), got 11 at \(1,\)"),
+    ({"target": torch.tensor([0, -1, 0])}, ValueError, "got -1"),
+    ({"target": torch.zeros(3)}, TypeError, "target: expected int64 class ids, got dtype torch.float32"),
+    ({"target": torch.zeros(3, dtype=torch.int32)}, TypeError, "got dtype torch.int32"),
+    ({"target": torch.zeros(4, dtype=torch.int64)}, ValueError, r"target: expected shape \(3,\)"),
+    ({"weight": torch.zeros(V - 1)}, ValueError, "weight: expected shape"),
+    ({"sample_weight": torch.zeros(2)}, ValueError, "sample_weight: expected shape"),
+    (
+        {"sample_weight": torch.tensor([1.0, -1.0, 1.0])},
+        ValueError,
+        "sample_weight: expected weights of at least 0",
+    ),
+    ({"sample_weight": torch.tensor([1.0, torch.nan, 1.0])}, ValueError, "sample_weight: expected finite"),
+    ({"reduction": "avg"}, ValueError, "reduction: expected one of none, mean, sum, got 'avg'"),
+    ({"label_smoothing": 1.5}, ValueError, r"label_smoothing: expected a number in \[0, 1\], got 1.5"),
+    ({"temperature": 0.0}, ValueError, "temperature: expected a finite number greater than 0, got 0"),
+    ({"softcap": -1.0}, ValueError, "softcap"),
+    ({"z_loss": float("nan")}, ValueError, "z_loss"),
+    ({"block_size": 0}, ValueError, "block_size: expected an integer of at least 1, got 0"),
+    ({"block_size": 2.0}, TypeError, "block_size"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), BAD, ids=[m for _, _, m in BAD])
+def test_errors_name_the_argument(change, error, message):
+    with pytest.raises(error, match=message):
+        linear_cross_entropy(**{**GOOD, **change})
