@@ -1,1 +1,22 @@
-"""."""
+"""Pure mathematics on logits: no state, no sampling. Per row unless reduced, by the one helper `reduce_rows`."""
+
+from vastmax.functional.sampled import nce_loss, negative_sampling_loss, sampled_softmax_loss
+from vastmax.functional.softmax import cross_entropy, entropy, hardmax, kl_divergence, log_softmax, softmax
+from vastmax.reduction import reduce_rows
+from vastmax.scoring import linear_cross_entropy, linear_log_partition, linear_topk
+
+__all__ = [
+    "cross_entropy",
+    "entropy",
+    "hardmax",
+    "kl_divergence",
+    "linear_cross_entropy",
+    "linear_log_partition",
+    "linear_topk",
+    "log_softmax",
+    "nce_loss",
+    "negative_sampling_loss",
+    "reduce_rows",
+    "sampled_softmax_loss",
+    "softmax",
+]

@@ -100,7 +100,7 @@ def _weighted_rows(weight: Tensor, ids: Tensor, coefficient: Tensor) -> Tensor:
         return coefficient @ weight[ids].to(coefficient.dtype)
     if ids.shape[1] == 1:
         return coefficient * weight[ids.squeeze(-1)].to(coefficient.dtype)
-    starts = torch.arange(0, ids.numel(), max(ids.shape[1], 1), device=ids.device)[: ids.shape[0]]
+    starts = torch.arange(ids.shape[0], device=ids.device) * ids.shape[1]
     return _gather_sum(weight, ids.reshape(-1), starts, coefficient.reshape(-1))
 
 
