@@ -1,0 +1,171 @@
+"""The optimum of each sampled loss, by enumeration of every candidate set over five classes.
+
+The expected loss over targets from p and all candidate sets is minimised in float64; what the minimiser says of
+the classes' probabilities is compared with p, and with published figures for the wrong corrections.
+"""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from vastmax import functional as F
+
+P = torch.tensor([0.5, 0.2, 0.15, 0.1, 0.05], dtype=torch.float64)
+Q = torch.tensor([0.05, 0.1, 0.2, 0.25, 0.4], dtype=torch.float64)
+V = len(P)
+
+
+def multisets(k):
+    """All ordered draws of k ids with their probabilities: (M, k), (M,)."""
+    ids = torch.tensor(list(itertools.product(range(V), repeat=k)))
+    return ids, Q[ids].prod(-1)
+
+
+def distinct_sets(inclusion):
+    """All subsets, padded with class 0 to V slots, a mask of the padding, and their probabilities."""
+    ids, padding, probability = [], [], []
+    for inside in itertools.product([False, True], repeat=V):
+        chosen = [c for c in range(V) if inside[c]]
+        ids.append(chosen + [0] * (V - len(chosen)))
+        padding.append([False] * len(chosen) + [True] * (V - len(chosen)))
+        weights = [inclusion[c] if inside[c] else 1 - inclusion[c] for c in range(V)]
+        probability.append(math.prod(float(w) for w in weights))
+    return torch.tensor(ids), torch.tensor(padding), torch.tensor(probability, dtype=torch.float64)
+
+
+def minimise(expected_loss):
+    """Return the logits that minimise a convex expected loss."""
+    logits = torch.zeros(V, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [logits], max_iter=500, tolerance_grad=1e-13, tolerance_change=1e-16, line_search_fn="strong_wolfe"
+    )
+
+    def closure():
+        optimizer.zero_grad()
+        loss = expected_loss(logits)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    (grad,) = torch.autograd.grad(expected_loss(logits), logits)
+    assert grad.abs().max() < 1e-8, "the optimiser stopped short of the optimum"
+    return logits.detach()
+
+
+def expectation(loss, ids, probability, padding=None, *, target_count, sampled_count, hits="kept"):
+    """The expected loss as a function of the logits, over targets from P and the enumerated sets."""
+
+    def expected(logits):
+        total = torch.zeros((), dtype=torch.float64)
+        for y in range(V):
+            mask = torch.zeros(ids.shape, dtype=torch.bool) if padding is None else padding.clone()
+            if hits == "removed":
+                mask |= ids == y
+            rows = len(ids)
+            per_set = loss(
+                logits[y].expand(rows),
+                logits[ids],
+                target_count[y].expand(rows),
+                sampled_count[ids],
+                mask=mask,
+                reduction="none",
+            )
+            total = total + P[y] * (probability * per_set).sum()
+        return total
+
+    return expected
+
+
+def divergence(logits):
+    return F.kl_divergence(logits, P).item()
+
+
+NONE = torch.zeros(V, dtype=torch.float64)
+CASES = [
+    # corrected: on target, on candidates; what happens to accidental hits; divergence for k = 1, 2, 3
+    ("both", "kept", (0.0, 0.0, 0.0), 1e-6),
+    ("both", "removed", (0.0, 7e-5, 3e-4), 5e-5),
+    ("candidates alone", "kept", (0.892, 0.498, 0.313), 5e-4),
+    ("neither", "kept", (0.202, 0.202, 0.202), 5e-4),
+]
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize(("corrected", "hits", "figures", "tolerance"), CASES)
+def test_sampled_softmax_on_independent_draws(corrected, hits, figures, tolerance, k):
+    ids, probability = multisets(k)
+    log_count = (k * Q).log()
+    optimum = minimise(
+        expectation(
+            F.sampled_softmax_loss,
+            ids,
+            probability,
+            target_count=log_count if corrected == "both" else NONE,
+            sampled_count=NONE if corrected == "neither" else log_count,
+            hits=hits,
+        )
+    )
+    assert divergence(optimum) == pytest.approx(figures[k - 1], abs=tolerance)
+    if corrected == "both" and hits == "kept":
+        torch.testing.assert_close(F.softmax(optimum), P, atol=1e-6, rtol=0)
+    if corrected == "neither":  # the optimum is p / q, normalised
+        torch.testing.assert_close(F.softmax(optimum), P / Q / (P / Q).sum(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_sampled_softmax_on_distinct_sets(k):
+    """Independent inclusion, corrected by log pi: exact if accidental hits are removed, and only then."""
+    inclusion = -torch.expm1(-k * Q)
+    ids, padding, probability = distinct_sets(inclusion)
+    assert probability.sum().item() == pytest.approx(1)
+    optimum = {
+        hits: minimise(
+            expectation(
+                F.sampled_softmax_loss,
+                ids,
+                probability,
+                padding,
+                target_count=inclusion.log(),
+                sampled_count=inclusion.log(),
+                hits=hits,
+            )
+        )
+        for hits in ("removed", "kept")
+    }
+    torch.testing.assert_close(F.softmax(optimum["removed"]), P, atol=1e-6, rtol=0)
+    assert divergence(optimum["kept"]) > 1e-5
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_nce_on_independent_draws(k):
+    ids, probability = multisets(k)
+    log_count = (k * Q).log()
+    optimum = minimise(expectation(F.nce_loss, ids, probability, target_count=log_count, sampled_count=log_count))
+    torch.testing.assert_close(optimum, P.log(), atol=1e-6, rtol=0)
+    without_log_k = minimise(expectation(F.nce_loss, ids, probability, target_count=Q.log(), sampled_count=Q.log()))
+    torch.testing.assert_close(without_log_k, P.log() - math.log(k), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_nce_on_distinct_sets_keeps_hits(k):
+    """The noise term needs the expected count of every class to be pi whatever the target: hits stay."""
+    inclusion = -torch.expm1(-k * Q)
+    ids, padding, probability = distinct_sets(inclusion)
+    counts = {"target_count": inclusion.log(), "sampled_count": inclusion.log()}
+    kept = minimise(expectation(F.nce_loss, ids, probability, padding, **counts))
+    torch.testing.assert_close(kept, P.log(), atol=1e-6, rtol=0)
+    removed = minimise(expectation(F.nce_loss, ids, probability, padding, **counts, hits="removed"))
+    torch.testing.assert_close(removed, (P / (1 - P)).log(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_negative_sampling(k):
+    ids, probability = multisets(k)
+
+    def loss(target_logit, sampled_logit, _target_count, _sampled_count, **options):
+        return F.negative_sampling_loss(target_logit, sampled_logit, **options)
+
+    optimum = minimise(expectation(loss, ids, probability, target_count=NONE, sampled_count=NONE))
+    torch.testing.assert_close(optimum, (P / (k * Q)).log(), atol=1e-6, rtol=0)
