@@ -18,13 +18,16 @@ def check_positive_int(name: str, value: object) -> int:
     return value
 
 
-def check_finite_number(name: str, value: object, *, above: float = -math.inf) -> float:
-    """Return `value` as a float if it is finite and greater than `above`."""
+def check_finite_number(
+    name: str, value: object, *, above: float = -math.inf, at_least: float = -math.inf, below: float = math.inf
+) -> float:
+    """Return `value` as a float if it is finite and within the bounds."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name}: expected a number, got {value!r} of type {type(value).__name__}")
-    if not math.isfinite(value) or value <= above:
-        bound = "" if above == -math.inf else f" greater than {above:g}"
-        raise ValueError(f"{name}: expected a finite number{bound}, got {value}")
+    if not math.isfinite(value) or value <= above or value < at_least or value >= below:
+        bounds = (("greater than", above), ("of at least", at_least), ("less than", below))
+        expected = " and ".join(f"{words} {bound:g}" for words, bound in bounds if math.isfinite(bound))
+        raise ValueError(f"{name}: expected {f'a finite number {expected}'.rstrip()}, got {value}")
     return float(value)
 
 
@@ -105,8 +108,11 @@ def check_per_class(name: str, values: Tensor | None, num_classes: int) -> None:
 def check_counts(name: str, counts: Tensor | ArrayLike) -> Tensor:
     """Return `counts` as a float64 copy (V,) if they are finite numbers of at least 0, not all of them 0."""
     if not isinstance(counts, Tensor):
-        array = np.asarray(counts)
-        if array.dtype.kind not in "iuf" and array.size > 0:
+        try:
+            array = np.asarray(counts)
+        except ValueError as ragged:
+            raise ValueError(f"{name}: expected shape (V,), got rows of different lengths") from ragged
+        if array.dtype.kind not in "iuf":
             raise TypeError(f"{name}: expected integers or floats, got {type(counts).__name__} of {array.dtype}")
         counts = torch.from_numpy(array.astype(np.float64))
     if counts.dtype == torch.bool or counts.is_complex():

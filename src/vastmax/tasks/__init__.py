@@ -1,1 +1,1 @@
-"""."""
+"""Small real models and their training, to measure heads by."""

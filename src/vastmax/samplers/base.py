@@ -1,0 +1,212 @@
+"""What a noise distribution is: iid draws, distinct sets, and how often a class is expected in either."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from vastmax.validation import check_ids, check_positive_int
+
+
+class Candidates(NamedTuple):
+    """Sampled class ids with the log of their expected count.
+
+    Sets of distinct classes differ in size. One set per row is therefore padded to the longest of them: a
+    padding slot holds class 0 with `log_expected_count = +inf`, so that its corrected logit is -inf and it
+    counts for nothing. A loss that takes no counts leaves those slots out by `padding`.
+
+    Attributes:
+        ids: (K,) int64, one set shared by all rows, or (..., K), one set per row.
+        log_expected_count: as `ids`, float64: log of the expected number of times the class occurs in its set.
+        unique: whether a set holds distinct classes, from which a loss removes accidental hits; an iid
+            multiset keeps them. Either way the optimum of sampled softmax is then the data's distribution.
+    """
+
+    ids: Tensor
+    log_expected_count: Tensor
+    unique: bool
+
+    @property
+    def padding(self) -> Tensor:
+        """Bool, as `ids`: True in the slots that hold no candidate."""
+        return self.log_expected_count == math.inf
+
+
+class Sampler(nn.Module, ABC):
+    r"""A noise distribution $q$ over `num_classes` classes, and the candidate sets drawn from it.
+
+    Asked for $k$ draws, a set is one of two things, each with an expected count known in closed form:
+
+    - `unique=False`: a multiset of $k$ iid draws; class $c$ is expected $k q_c$ times.
+    - `unique=True`: the distinct classes among $\mathrm{Poisson}(k)$ iid draws. The classes' counts are then
+      independent $\mathrm{Poisson}(k q_c)$, so each class is in the set independently of the others, with
+      probability $\pi_c = 1 - e^{-k q_c}$. The set's size varies, about $\sum_c \pi_c \le k$. With $k$ the
+      number of classes of positive $q$, the set is all of them, once, with $\pi_c = 1$.
+
+    A subclass states $q$ twice: as draws (`_draw`) and as log-probabilities (`_log_prob`). Its tables are
+    float64 buffers: they move with the module, keep their dtype under `half()` and the like, and stay out of
+    the state dict. Draws are made on the tables' device, which a `generator` must share.
+    """
+
+    _anchor: Tensor
+
+    def __init__(self, num_classes: int, *, unique: bool = False, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        if not isinstance(unique, bool):
+            raise TypeError(f"unique: expected True or False, got {unique!r} of type {type(unique).__name__}")
+        self.num_classes = check_positive_int("num_classes", num_classes)
+        self.unique = unique
+        self._register_table("_anchor", torch.empty(0, dtype=torch.float64, device=device))
+
+    @abstractmethod
+    def _draw(self, shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
+        """Return iid class ids of `shape`, int64, on `self.device`."""
+
+    @abstractmethod
+    def _log_prob(self, ids: Tensor) -> Tensor:
+        """Return log q of valid `ids`, float64."""
+
+    @property
+    def support_size(self) -> int:
+        """The number of classes with positive q."""
+        return self.num_classes
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tables are and the draws are made."""
+        return self._anchor.device
+
+    def sample(self, size: int | Sequence[int], *, generator: torch.Generator | None = None) -> Candidates:
+        """Draw candidate sets.
+
+        Args:
+            size: k, for one set shared by all rows, or (..., k) for one set per row.
+            generator: source of the draws, on `self.device`; torch's global one if omitted.
+
+        Returns:
+            `Candidates` of shape `size`. With `unique=True` the last axis is instead as long as the longest
+            set, 0 if every set came out empty.
+
+        Raises:
+            TypeError, ValueError: a `size` that is no such shape, or whose k exceeds the number of classes of
+                positive q although the classes of a set are distinct.
+
+        Example:
+            >>> from vastmax.samplers import Uniform
+            >>> Uniform(1_000_000).sample((32, 100)).ids.shape
+            torch.Size([32, 100])
+            >>> Uniform(3, unique=True).sample(3)[:2]
+            (tensor([0, 1, 2]), tensor([0., 0., 0.], dtype=torch.float64))
+        """
+        *rows, k = self._check_size(size)
+        if self.unique:
+            return self._sample_distinct(rows, k, generator)
+        ids = self._draw([*rows, k], generator)
+        return Candidates(ids, math.log(k) + self._log_prob(ids), unique=False)
+
+    def log_prob(self, ids: Tensor) -> Tensor:
+        """Return log q of each of `ids`, float64 of the same shape, -inf where q is 0.
+
+        Raises:
+            TypeError, ValueError: `ids` that are not int64 or not in [0, num_classes).
+        """
+        check_ids("ids", ids, self.num_classes)
+        return self._log_prob(ids)
+
+    def log_expected_count(self, ids: Tensor, size: int | Sequence[int]) -> Tensor:
+        """Return the log of the expected count of `ids` in a set of `sample(size)`, float64, as `ids`.
+
+        This is what a loss corrects the target's logit by; candidates bring their own.
+
+        Args:
+            ids: (...) int64 class ids.
+            size: k, or a shape that ends in k.
+
+        Raises:
+            TypeError, ValueError: as `sample` of `size` and `log_prob` of `ids`.
+        """
+        check_ids("ids", ids, self.num_classes)
+        return self._log_expected_count(ids, self._check_size(size)[-1])
+
+    def _log_expected_count(self, ids: Tensor, k: int) -> Tensor:
+        log_prob = self._log_prob(ids)
+        if not self.unique:
+            return math.log(k) + log_prob
+        if k == self.support_size:
+            return torch.zeros_like(log_prob).masked_fill(log_prob == -math.inf, -math.inf)
+        return log_inclusion(math.log(k) + log_prob)
+
+    def _sample_distinct(self, rows: list[int], k: int, generator: torch.Generator | None) -> Candidates:
+        if k == self.support_size:
+            every_class = torch.arange(self.num_classes, device=self.device)
+            ids = every_class[self._log_prob(every_class) > -math.inf].expand(*rows, k)
+            return Candidates(ids, torch.zeros_like(ids, dtype=torch.float64), unique=True)
+
+        rate = torch.full((math.prod(rows),), k, dtype=torch.float64, device=self.device)
+        owner = torch.repeat_interleave(torch.poisson(rate, generator=generator).long())
+        drawn = owner * self.num_classes + self._draw(owner.shape, generator)
+        drawn = torch.unique(drawn)  # ascending: set by set, class by class
+        owner, ids = drawn // self.num_classes, drawn % self.num_classes
+        log_expected_count = self._log_expected_count(ids, k)
+        if not rows:
+            return Candidates(ids, log_expected_count, unique=True)
+
+        set_size = torch.bincount(owner, minlength=len(rate))
+        longest = int(set_size.max()) if len(set_size) > 0 else 0
+        filled = torch.arange(longest, device=self.device) < set_size[:, None]
+        padded_ids = torch.zeros(filled.shape, dtype=torch.int64, device=self.device)
+        padded_log = torch.full(filled.shape, math.inf, dtype=torch.float64, device=self.device)
+        return Candidates(
+            padded_ids.masked_scatter(filled, ids).view(*rows, longest),
+            padded_log.masked_scatter(filled, log_expected_count).view(*rows, longest),
+            unique=True,
+        )
+
+    def _check_size(self, size: int | Sequence[int]) -> list[int]:
+        shape = [size] if isinstance(size, int) else size
+        if not isinstance(shape, Sequence) or not all(type(length) is int for length in shape):
+            raise TypeError(f"size: expected k or a shape (..., k) of integers, got {size!r}")
+        if len(shape) == 0 or shape[-1] < 1 or min(shape) < 0:
+            raise ValueError(f"size: expected k or a shape (..., k) with k at least 1, got {size!r}")
+        if self.unique and shape[-1] > self.support_size:
+            raise ValueError(
+                f"size: expected k of at most {self.support_size}, the number of classes with positive "
+                f"probability, for sets of distinct classes, got {size!r}"
+            )
+        return list(shape)
+
+    def _uniform(self, shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
+        """Return float64 uniforms of [0, 1), multiples of 2^-53, fine enough for any number of classes."""
+        return torch.rand(tuple(shape), dtype=torch.float64, device=self.device, generator=generator)
+
+    def _register_table(self, name: str, table: Tensor) -> None:
+        """Register a buffer that is no part of the state dict: a head's is that of `nn.Linear`."""
+        self.register_buffer(name, table, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # A cast of the model is about its parameters. Tables follow it to its device, in float64.
+        super()._apply(lambda table: table.to(fn(table).device), recurse)  # type: ignore[no-untyped-call]
+        return self
+
+
+def log_inclusion(log_rate: Tensor) -> Tensor:
+    r"""Return $\log(1 - e^{-r})$, the log-probability that a $\mathrm{Poisson}(r)$ count is not 0.
+
+    Accurate for all $r = e^{\text{log rate}}$ from 0 (-inf) through rates that underflow to infinity
+    (Maechler, "Accurately computing log(1 - exp(-|a|))", 2012).
+
+    Args:
+        log_rate: (...) float64.
+
+    Example:
+        >>> log_inclusion(torch.tensor([-1000.0, 0.0, 5.0], dtype=torch.float64)).exp()
+        tensor([0.0000, 0.6321, 1.0000], dtype=torch.float64)
+    """
+    rate = log_rate.exp()
+    small = torch.log(-torch.expm1(-rate))
+    tiny = log_rate  # 1 - e^-r is r to rounding, also where r itself underflows
+    large = torch.log1p(-torch.exp(-rate))
+    return torch.where(rate > math.log(2), large, torch.where(log_rate < -37, tiny, small))

@@ -1,0 +1,99 @@
+"""Several noise distributions in given shares."""
+
+import math
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from vastmax.samplers.base import Sampler
+from vastmax.samplers.unigram import Unigram
+from vastmax.validation import check_counts
+
+
+class Mixture(Sampler):
+    r"""A mixture of noise distributions.
+
+    $$q_c = \sum_m w_m q_c^{(m)}, \qquad \sum_m w_m = 1.$$
+
+    A candidate's probability is the mixture's, whichever part drew it.
+
+    Args:
+        samplers: the parts, all over the same classes, each with `unique=False`: whether a set holds distinct
+            classes is the mixture's to say.
+        weights: (M,) positive weight of each part; normalised to sum to one.
+        unique: whether a set holds distinct classes (see `Sampler`).
+
+    Raises:
+        TypeError, ValueError: `samplers` or `weights` that are not as above.
+
+    Example:
+        >>> from vastmax.samplers import Uniform
+        >>> sampler = Mixture([Unigram([3, 1, 0, 0], power=1.0), Uniform(4)], weights=[0.5, 0.5])
+        >>> sampler.log_prob(torch.arange(4)).exp()
+        tensor([0.5000, 0.2500, 0.1250, 0.1250], dtype=torch.float64)
+    """
+
+    def __init__(self, samplers: Sequence[Sampler], weights: Tensor | ArrayLike, *, unique: bool = False) -> None:
+        weight = check_counts("weights", weights)
+        parts = _check_parts(samplers)
+        if len(weight) != len(parts):
+            raise ValueError(f"weights: expected {len(parts)}, one per sampler, got {len(weight)}")
+        if (weight == 0).any():
+            raise ValueError(f"weights: expected weights greater than 0, got {weight.tolist()}")
+
+        super().__init__(parts[0].num_classes, unique=unique, device=parts[0].device)
+        self.shares = Unigram(weight, power=1.0).to(self.device)
+        self.samplers = nn.ModuleList(parts)
+        self._support_size = self._count_support()
+
+    @property
+    def support_size(self) -> int:
+        """The number of classes with positive q."""
+        return self._support_size
+
+    def _count_support(self) -> int:
+        if any(sampler.support_size == self.num_classes for sampler in self._parts()):
+            return self.num_classes
+        every_class = torch.arange(self.num_classes, device=self.device)
+        return int((self._log_prob(every_class) > -math.inf).sum())
+
+    def _parts(self) -> list[Sampler]:
+        return [cast(Sampler, sampler) for sampler in self.samplers]
+
+    def _draw(self, shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
+        part = self.shares._draw(shape, generator)
+        ids = torch.empty_like(part)
+        for index, sampler in enumerate(self._parts()):
+            chosen = part == index
+            ids[chosen] = sampler._draw([int(chosen.sum())], generator)
+        return ids
+
+    def _log_prob(self, ids: Tensor) -> Tensor:
+        log_joint = [self.shares._log_q[index] + part._log_prob(ids) for index, part in enumerate(self._parts())]
+        return torch.stack(log_joint).logsumexp(0)
+
+    def extra_repr(self) -> str:
+        """Return the constructor's arguments."""
+        weights = [round(weight, 4) for weight in self.shares._log_q.exp().tolist()]
+        return f"num_classes={self.num_classes}, weights={weights}, unique={self.unique}"
+
+
+def _check_parts(samplers: Sequence[Sampler]) -> list[Sampler]:
+    if not isinstance(samplers, Sequence) or not all(isinstance(part, Sampler) for part in samplers):
+        raise TypeError(f"samplers: expected a sequence of samplers, got {samplers!r}")
+    if len(samplers) == 0:
+        raise ValueError("samplers: expected at least one, got none")
+    if len({part.num_classes for part in samplers}) > 1:
+        sizes = [part.num_classes for part in samplers]
+        raise ValueError(f"samplers: expected the same num_classes in all, got {sizes}")
+    if len({part.device for part in samplers}) > 1:
+        raise ValueError(f"samplers: expected one device, got {[str(part.device) for part in samplers]}")
+    for place, part in enumerate(samplers):
+        if part.unique:
+            raise ValueError(
+                f"samplers: expected unique=False, which is the mixture's to say, got {part!r} at {place}"
+            )
+    return list(samplers)

@@ -1,0 +1,44 @@
+"""Checkpoints that are whole or not there, and loading that runs no code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+
+CONTENT = ("state_dict", "optimizer_states", "loops", "callbacks", "recurrent_state")
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Write to a draft beside the checkpoint and rename it: a kill at any moment leaves the old file or the new."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Save `checkpoint` at `path`."""
+        draft = Path(f"{path}.draft")
+        with draft.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of a language-model run; nothing in it is executed.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file that is cut short or that is no such checkpoint.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{path}: expected a whole checkpoint of tensors, got a file that is not: {reason}") from error
+    missing = [name for name in CONTENT if not isinstance(content, dict) or name not in content]
+    if missing:
+        raise ValueError(f"{path}: expected a checkpoint of a language-model run, got one without {', '.join(missing)}")
+    return dict(content)

@@ -1,0 +1,112 @@
+"""What a language-model run is made of: every option of the command, with its default and its bounds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from vastmax.validation import check_choice, check_finite_number, check_positive_int
+
+HEADS = ("exact", "sampled", "nce", "negative")
+BODIES = ("lstm", "transformer")
+OPTIMIZERS = ("adamw", "adagrad")
+TOKENS = ("word", "bpe")
+SPLITS = ("auto", "whitespace", "words")
+DEFAULT_BUDGET = 60.0
+
+
+def option(default: Any, help: str) -> Any:
+    """A field with the line of help that the command prints for it."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class LMConfig:
+    """Options of a language-model run.
+
+    Raises:
+        TypeError, ValueError: an option out of its bounds; the message names it, its value and what was expected.
+    """
+
+    data: str | None = option(None, "Text file or folder; the interpreter's standard library if omitted.")
+    tokens: str = option("word", f"Kind of tokens: {' or '.join(TOKENS)}.")
+    split: str = option("auto", f"How raw text becomes words: {', '.join(SPLITS)}.")
+    vocab_size: int | None = option(None, "Entries of the vocabulary; every token of the training text if omitted.")
+    min_count: int = option(1, "Tokens seen less often become <unk>.")
+    body: str = option("lstm", f"What makes hidden rows: {' or '.join(BODIES)}.")
+    width: int = option(256, "Size d of a hidden row.")
+    layers: int = option(1, "Layers of the body.")
+    dropout: float = option(0.2, "Dropout on embeddings and hidden rows.")
+    num_samples: int = option(1024, "Candidates of a sampled head, drawn once per step.")
+    power: float = option(1.0, "Power of the unigram noise.")
+    optimizer: str = option("adamw", f"{' or '.join(OPTIMIZERS)}; both update only the rows a step touched.")
+    lr: float = option(0.003, "Peak learning rate; warmed up over a twentieth of the run, then falling to 0.")
+    weight_decay: float = option(0.0, "Decoupled weight decay (adamw).")
+    clip: float = option(1.0, "Bound on the norm of the body's gradient.")
+    batch_size: int = option(32, "Strands of text in a batch.")
+    seq_len: int = option(32, "Tokens of a strand in a batch.")
+    epochs: float | None = option(None, "Passes over the training text; excludes --budget.")
+    budget: float | None = option(None, "Seconds of training, evaluation not counted; excludes --epochs.")
+    points: int = option(10, "Evaluations during training, the points of the curves.")
+    point_tokens: int = option(20_000, "Validation tokens of such an evaluation.")
+    eval_tokens: int = option(0, "Tokens of the final validation and test, each; 0 for all.")
+    patience: int = option(0, "Stop after this many evaluations without a better one; 0 to run to the end.")
+    save_every: float = option(60.0, "Seconds between checkpoints.")
+    seed: int = option(0, "Seed of initial weights, dropout and draws.")
+    device: str = option("auto", "cpu, gpu or auto.")
+
+    def __post_init__(self) -> None:
+        check_choice("tokens", self.tokens, TOKENS)
+        check_choice("split", self.split, SPLITS)
+        check_choice("body", self.body, BODIES)
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        check_choice("device", self.device, ("auto", "cpu", "gpu"))
+        for name in ("min_count", "width", "layers", "num_samples", "batch_size", "seq_len", "points"):
+            check_positive_int(name, getattr(self, name))
+        if self.vocab_size is not None:
+            check_positive_int("vocab_size", self.vocab_size)
+        check_positive_int("point_tokens", self.point_tokens)
+        for name in ("lr", "clip", "save_every"):
+            check_finite_number(name, getattr(self, name), above=0.0)
+        for name in ("epochs", "budget"):
+            if getattr(self, name) is not None:
+                check_finite_number(name, getattr(self, name), above=0.0)
+        for name in ("power", "weight_decay", "eval_tokens", "patience", "dropout"):
+            if check_finite_number(name, getattr(self, name)) < 0:
+                raise ValueError(f"{name}: expected a number of at least 0, got {getattr(self, name)}")
+        if self.dropout >= 1:
+            raise ValueError(f"dropout: expected a number in [0, 1), got {self.dropout}")
+        if self.epochs is not None and self.budget is not None:
+            raise ValueError(
+                f"budget: expected either epochs or budget, got epochs={self.epochs} and budget={self.budget}"
+            )
+        if self.epochs is None and self.budget is None:
+            object.__setattr__(self, "budget", DEFAULT_BUDGET)
+
+    def save(self, path: Path, **more: Any) -> None:
+        """Write the options, and `more` entries beside them, as JSON."""
+        path.write_text(json.dumps({**asdict(self), **more}, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> tuple[LMConfig, dict[str, Any]]:
+        """Read the options that `save` wrote, and the other entries.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: a file that is no such JSON.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: expected the options of a run in JSON, got a file that is not: {error}") from error
+        names = {f.name for f in fields(cls)}
+        if not isinstance(content, dict) or not names <= content.keys():
+            raise ValueError(f"{path}: expected the options of a run, got JSON of something else")
+        options = {name: content.pop(name) for name in names}
+        return cls(**options), content
+
+    def differences(self, other: LMConfig) -> list[str]:
+        """Name the options in which two runs differ."""
+        return [f.name for f in fields(self) if getattr(self, f.name) != getattr(other, f.name)]

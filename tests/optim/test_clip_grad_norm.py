@@ -1,0 +1,74 @@
+import math
+
+import pytest
+import torch
+from row_gradients import sparse
+from torch import nn
+from torch.testing import assert_close
+
+from vastmax.optim import clip_grad_norm_
+
+
+def params_with(*grads: torch.Tensor | None) -> list[nn.Parameter]:
+    params = []
+    for grad in grads:
+        params.append(nn.Parameter(torch.zeros(3 if grad is None else grad.shape, dtype=torch.float64)))
+        params[-1].grad = None if grad is None else grad.clone()
+    return params
+
+
+def random_grads(seed: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in [(4, 3), (5,), (2, 3, 2)]]
+
+
+@pytest.mark.parametrize("max_norm", [0.0, 0.5, 1e3, math.inf])
+def test_dense_gradients_as_torch_does(max_norm):
+    ours, theirs = params_with(*random_grads(0), None), params_with(*random_grads(0), None)
+    assert torch.equal(clip_grad_norm_(ours, max_norm), nn.utils.clip_grad_norm_(theirs, max_norm))
+    for a, b in zip(ours[:-1], theirs[:-1], strict=True):
+        assert torch.equal(a.grad, b.grad)
+    assert ours[-1].grad is None
+
+
+@pytest.mark.parametrize("max_norm", [0.5, 1e3])
+def test_sparse_gradients_with_repeated_rows_are_clipped_as_their_dense_equals(max_norm):
+    dense, bias, _ = random_grads(1)
+    rows = sparse([4, 0, 4, 4], torch.cat([dense[:2], -dense[1:3]]), 6)
+    biases = sparse([1, 1, 0], bias[:3], 9)
+    assert not rows.is_coalesced()
+    ours = params_with(dense, rows, biases, sparse([], torch.zeros(0, 3, dtype=torch.float64), 6))
+    theirs = params_with(*(p.grad.to_dense() if p.grad.is_sparse else p.grad for p in ours))
+    total = clip_grad_norm_((p for p in ours), max_norm)
+    assert_close(total, nn.utils.clip_grad_norm_(theirs, max_norm), rtol=1e-14, atol=0.0)
+    for a, b in zip(ours, theirs, strict=True):
+        assert_close(a.grad.to_dense() if a.grad.is_sparse else a.grad, b.grad, rtol=1e-14, atol=0.0)
+    assert all(p.grad.is_sparse and p.grad.is_coalesced() for p in ours[1:])
+
+
+def test_one_parameter_and_only_sparse_gradients():
+    (param,) = params_with(sparse([2], torch.tensor([[3.0, 4.0]], dtype=torch.float64), 5))
+    assert clip_grad_norm_(param, 1.0).item() == 5.0
+    assert_close(param.grad.values().norm().item(), 1.0, rtol=1e-6, atol=0.0)
+
+
+def test_no_gradient_is_norm_zero():
+    assert clip_grad_norm_(params_with(None), 1.0).item() == 0.0
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_norm_that_is_not_finite_is_returned_and_applied_as_torch_does(bad):
+    values = torch.tensor([[bad, 1.0]], dtype=torch.float64)
+    ours, theirs = params_with(sparse([0], values, 1), values), params_with(values, values)
+    total, expected = clip_grad_norm_(ours, 1.0), nn.utils.clip_grad_norm_(theirs, 1.0)
+    assert not total.isfinite()
+    assert_close(total, expected, equal_nan=True)
+    for a, b in zip(ours, theirs, strict=True):
+        assert_close(a.grad.to_dense() if a.grad.is_sparse else a.grad, b.grad, equal_nan=True)
+
+
+@pytest.mark.parametrize("max_norm", [-1.0, math.nan])
+def test_max_norm_out_of_range(max_norm):
+    params = params_with(*random_grads(2))
+    with pytest.raises(ValueError, match=f"max_norm: expected a number of at least 0, got {max_norm}"):
+        clip_grad_norm_(params, max_norm)
