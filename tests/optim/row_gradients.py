@@ -1,9 +1,11 @@
-"""Gradients for the optimizer tests: one random sequence, as sparse tensors and as their dense equals."""
+"""What the optimizer tests share: sparse gradients, and a look at all that a step may change."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.testing import assert_close
 
 
 def sparse(rows: Sequence[int] | Tensor, values: Tensor, num_rows: int) -> Tensor:
@@ -16,3 +18,15 @@ def random_rows(shape: Sequence[int], touched: int, generator: torch.Generator, 
     """A sparse gradient of `shape` with random values in `touched` distinct rows."""
     rows = torch.randperm(shape[0], generator=generator)[:touched]
     return sparse(rows, torch.randn(touched, *shape[1:], generator=generator, dtype=dtype), shape[0])
+
+
+def bits(param: Tensor, optimizer: Optimizer) -> dict[str, Tensor]:
+    """Copies of a parameter and of all of its state."""
+    tensors = {"weight": param.detach(), **optimizer.state[param]}
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert_close(a[name], b[name], rtol=0.0, atol=0.0)

@@ -52,6 +52,15 @@ def test_one_parameter_and_only_sparse_gradients():
     assert_close(param.grad.values().norm().item(), 1.0, rtol=1e-6, atol=0.0)
 
 
+def test_gradients_that_are_part_of_a_graph_are_clipped_outside_of_it():
+    values = torch.tensor([[3.0, 4.0]], dtype=torch.float64)
+    params = params_with(sparse([2], values, 5), values)
+    for param in params:
+        param.grad.requires_grad_()
+    assert not clip_grad_norm_(params, 1.0).requires_grad
+    assert_close(params[0].grad.to_dense()[2], params[1].grad[0], rtol=1e-14, atol=0.0)
+
+
 def test_no_gradient_is_norm_zero():
     assert clip_grad_norm_(params_with(None), 1.0).item() == 0.0
 

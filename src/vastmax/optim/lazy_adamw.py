@@ -27,8 +27,8 @@ class LazyAdamW(RowOptimizer):
 
     A parameter may have a dense gradient in one step and a sparse one in the next: a dense one touches all rows.
     The state per element is two numbers, `exp_avg` and `exp_avg_sq`, and per row an int32 `last_step`. State and
-    arithmetic of half-precision parameters are float32. `state_dict` is interchangeable with `torch.optim.AdamW`'s
-    for parameters with dense gradients.
+    arithmetic of half-precision parameters are float32. A `state_dict` of `torch.optim.AdamW`, unless of its
+    variants `amsgrad` and `maximize`, can be loaded.
 
     Args:
         params: parameters, named parameters, or groups of them with their own options.

@@ -1,6 +1,6 @@
 """What the optimizers share: one step for dense and row-sparse gradients, and state that keeps its dtype."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any, overload
 
@@ -54,7 +54,7 @@ class RowOptimizer(Optimizer):
         """Update every parameter that has a gradient; with a closure, compute the gradients first.
 
         Raises:
-            ValueError: a gradient is neither dense nor sparse by whole rows; nothing has been updated then.
+            ValueError: a gradient is sparse, but not by whole rows; nothing has been updated then.
         """
         loss = None
         if closure is not None:
@@ -107,21 +107,34 @@ class RowOptimizer(Optimizer):
 
         The base class casts all state to the parameter's dtype: that would round the float32 state of a
         half-precision parameter, and make floats of row counters.
+
+        Raises:
+            ValueError: the state is of other parameters, by their number or shapes; nothing has been loaded then.
         """
         saved: dict[str, Any] = {}
+
+        def check_and_keep(_: Optimizer, final: dict[str, Any]) -> None:
+            for param, state in self._saved_states(final):
+                _check_state(param, state)
+            saved.update(final)
+
         # Registered last, the hook sees what the user's own hooks have made of the state.
-        hook = self.register_load_state_dict_pre_hook(lambda _, final: saved.update(final))
+        hook = self.register_load_state_dict_pre_hook(check_and_keep)
         try:
             super().load_state_dict(state_dict)
         finally:
             hook.remove()
-        ids = chain.from_iterable(group["params"] for group in saved["param_groups"])
-        params = chain.from_iterable(group["params"] for group in self.param_groups)
-        for saved_id, param in zip(ids, params, strict=True):
-            for name, value in saved["state"].get(saved_id, {}).items():
+        for param, state in self._saved_states(saved):
+            for name, value in state.items():
                 if name != "step":
                     dtype = compute_dtype(param) if value.is_floating_point() else value.dtype
                     self.state[param][name] = value.to(param.device, dtype)
+
+    def _saved_states(self, saved: dict[str, Any]) -> Iterator[tuple[Tensor, State]]:
+        ids = chain.from_iterable(group["params"] for group in saved["param_groups"])
+        params = chain.from_iterable(group["params"] for group in self.param_groups)
+        for saved_id, param in zip(ids, params, strict=False):  # a difference in number is the base class's error
+            yield param, saved["state"].get(saved_id, {})
 
 
 def compute_dtype(param: Tensor) -> torch.dtype:
@@ -152,4 +165,16 @@ def _check_gradients(params: Iterable[Tensor]) -> None:
             raise ValueError(
                 f"gradient of a parameter of shape {tuple(param.shape)}: expected a dense tensor, or a sparse one "
                 f"of whole rows (sparse_dim 1), got sparse_dim {param.grad.sparse_dim()}"
+            )
+
+
+def _check_state(param: Tensor, state: State) -> None:
+    # The fused kernels trust the shapes: state of another one would be read and written past its end.
+    num_rows = param.shape[:1]
+    shapes = (param.shape, num_rows, (*num_rows, *(1,) * (param.ndim - 1)))
+    for name, value in state.items():
+        if name != "step" and value.shape not in shapes:
+            raise ValueError(
+                f"state_dict: expected {name!r} of shape {tuple(param.shape)}, or of one number per row, "
+                f"got {tuple(value.shape)}"
             )

@@ -37,8 +37,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path}: expected a whole checkpoint of tensors, got a file that is not: {reason}") from error
+        raise ValueError(
+            f"{path}: expected a whole checkpoint of tensors, got a file that is not: {reason}"
+        ) from error
     missing = [name for name in CONTENT if not isinstance(content, dict) or name not in content]
     if missing:
-        raise ValueError(f"{path}: expected a checkpoint of a language-model run, got one without {', '.join(missing)}")
+        raise ValueError(
+            f"{path}: expected a checkpoint of a language-model run, got one without {', '.join(missing)}"
+        )
     return dict(content)

@@ -100,7 +100,9 @@ class LMConfig:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"{path}: expected the options of a run in JSON, got a file that is not: {error}") from error
+            raise ValueError(
+                f"{path}: expected the options of a run in JSON, got a file that is not: {error}"
+            ) from error
         names = {f.name for f in fields(cls)}
         if not isinstance(content, dict) or not names <= content.keys():
             raise ValueError(f"{path}: expected the options of a run, got JSON of something else")

@@ -12,7 +12,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from rich.progress import track
@@ -43,7 +42,9 @@ def prepare_run(folder: Path, config: LMConfig, head: str, streams: TokenStreams
     options, vocabulary = folder / "config.json", folder / "vocabulary.json"
     if options.exists():
         if not resume:
-            raise ValueError(f"out: {folder} holds a run already; add --resume to go on with it, or name another folder")
+            raise ValueError(
+                f"out: {folder} holds a run already; add --resume to go on with it, or name another folder"
+            )
         saved, more = LMConfig.load(options)
         different = saved.differences(config)
         if more.get("head") != head:
@@ -77,7 +78,9 @@ def train(
     """
     batches = TokenBatches(streams.train, config.batch_size, config.seq_len)
     resumed = prepare_run(folder, config, head, streams, resume=resume)
-    points = TokenBatches(streams.valid[: config.point_tokens + 1], EVAL_STRANDS, eval_length(config), drop_last=False)
+    points = TokenBatches(
+        streams.valid[: config.point_tokens + 1], EVAL_STRANDS, eval_length(config), drop_last=False
+    )
     model = LanguageModel(config, head, streams.vocabulary.counts)
     max_steps = None if config.epochs is None else max(1, round(config.epochs * len(batches)))
     record = Record(config, max_steps, announce)
@@ -198,7 +201,9 @@ def eval_length(config: LMConfig) -> int:
 
 def write_losses(path: Path, losses: list[float]) -> None:
     """Write the loss of every training step, to the last digit."""
-    path.write_text("step,loss\n" + "".join(f"{i + 1},{loss!r}\n" for i, loss in enumerate(losses)), encoding="utf-8")
+    path.write_text(
+        "step,loss\n" + "".join(f"{i + 1},{loss!r}\n" for i, loss in enumerate(losses)), encoding="utf-8"
+    )
 
 
 class quiet(warnings.catch_warnings):  # noqa: N801 - used as a statement

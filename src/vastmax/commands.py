@@ -1,0 +1,158 @@
+"""What each command does. Its options are the fields of the run's configuration, and their help is there."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import fields
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+from rich.console import Console
+
+from vastmax.tasks.lm.config import HEADS, LMConfig
+
+app = typer.Typer(
+    help="Output layers for a vast number of classes.", no_args_is_help=True, pretty_exceptions_enable=False
+)
+train_app = typer.Typer(help="Train one model under one head.", no_args_is_help=True)
+compare_app = typer.Typer(help="Train one body under several heads and compare them.", no_args_is_help=True)
+app.add_typer(train_app, name="train")
+app.add_typer(compare_app, name="compare")
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+Out = Annotated[Path | None, typer.Option(help="Folder for the results; runs/ and the time if omitted.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoints in --out.")]
+
+
+def with_options_of(config: type[LMConfig]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command one option per field of a configuration, passed to it as one object named `config`."""
+    hints = get_type_hints(config)
+    options = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=Annotated[hints[field.name], typer.Option(help=field.metadata["help"])],
+        )
+        for field in fields(config)
+    ]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "config"]
+
+        def wrapped(**given: Any) -> None:
+            chosen = {field.name: given.pop(field.name) for field in fields(config)}
+            command(config=config(**chosen), **given)
+
+        wrapped.__doc__ = command.__doc__
+        wrapped.__name__ = command.__name__
+        wrapped.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + options
+        )
+        return wrapped
+
+    return decorate
+
+
+@train_app.command("lm")
+@with_options_of(LMConfig)
+def train_lm(
+    config: LMConfig,
+    head: Annotated[str, typer.Option(help=f"Output layer: {', '.join(HEADS)}.")] = "sampled",
+    out: Out = None,
+    resume: Resume = False,
+) -> None:
+    """Train a language model and score it exactly."""
+    from vastmax.study.compare import describe, describe_point
+    from vastmax.tasks.lm.corpus import read_streams
+    from vastmax.tasks.lm.train import train
+
+    folder = out or new_folder("train-lm", resume)
+    streams = read_streams(config)
+    console.print(describe(streams))
+    result = train(
+        config,
+        head,
+        folder,
+        streams,
+        resume=resume,
+        announce=lambda point: console.print(describe_point(head, point)),
+    )
+    print_scores(result)
+    console.print(f"run: {folder}", soft_wrap=True)
+
+
+@compare_app.command("lm")
+@with_options_of(LMConfig)
+def compare_lm(
+    config: LMConfig,
+    heads: Annotated[str, typer.Option(help="Output layers, with commas between.")] = ",".join(HEADS),
+    out: Out = None,
+    resume: Resume = False,
+) -> None:
+    """Compare output layers of a language model: cost, exact perplexity, spread of log Z."""
+    from vastmax.study.compare import compare_language_models
+    from vastmax.study.report import terminal_table, verdict, write_report
+
+    folder = out or new_folder("compare-lm", resume)
+    names = [name.strip() for name in heads.split(",") if name.strip()]
+    results = compare_language_models(config, names, folder, resume=resume, say=console.print)
+    report = write_report(results, folder)
+    console.print(terminal_table(results))
+    console.print(verdict(results))
+    console.print(f"report: {report}", soft_wrap=True)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    data: Annotated[str | None, typer.Option(help="Another text than the run's own.")] = None,
+) -> None:
+    """Score a trained model exactly: perplexity, and mean and spread of log Z."""
+    from vastmax.tasks.lm.train import evaluate as evaluate_run
+
+    result = evaluate_run(run, data)
+    print_scores(result)
+    console.print_json(json.dumps(result))
+
+
+def print_scores(result: dict[str, Any]) -> None:
+    """Print the exact scores of a model."""
+    for part in ("valid", "test"):
+        scores = result[part]
+        console.print(
+            f"{part:>5}: perplexity {scores['perplexity']:,.2f} on {scores['tokens']:,} tokens, "
+            f"log Z {scores['log_z_mean']:+.2f} with spread {scores['log_z_std']:.2f}"
+        )
+
+
+def new_folder(kind: str, resume: bool) -> Path:
+    """Name a folder by the time."""
+    if resume:
+        raise ValueError("resume: expected --out to name the folder to go on with, got none")
+    return Path("runs") / f"{kind}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line; return its exit status."""
+    from vastmax.tasks.lm.train import Interrupted
+
+    try:
+        app(arguments, prog_name="vastmax")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+    except Interrupted as stop:
+        errors.print(f"vastmax: {stop}", soft_wrap=True, markup=False)
+        return 130
+    except KeyboardInterrupt:
+        errors.print("vastmax: interrupted")
+        return 130
+    except (ValueError, OSError) as error:
+        errors.print(f"vastmax: {error}", soft_wrap=True, markup=False)
+        return 2
+    return 0

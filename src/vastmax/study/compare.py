@@ -1,0 +1,133 @@
+"""Train one body under several heads and set what each costs beside what it reaches."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vastmax import __version__
+from vastmax.data import TokenBatches
+from vastmax.study.memory import peak_memory
+from vastmax.tasks.lm.config import HEADS, LMConfig
+from vastmax.tasks.lm.corpus import TokenStreams, read_streams
+from vastmax.tasks.lm.model import LanguageModel
+from vastmax.tasks.lm.train import train
+from vastmax.validation import check_choice
+
+RESULTS = "results.json"
+
+
+def compare_language_models(
+    config: LMConfig,
+    heads: Sequence[str],
+    folder: Path,
+    *,
+    resume: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Train a language model under each head, from the same initial weights on the same batches.
+
+    Every head gets the same seconds of training or the same tokens, as `config` says. The folder receives one
+    folder per head and `results.json`. With `resume`, heads that are done are not trained again and one that was
+    interrupted goes on from its last checkpoint.
+
+    Returns:
+        The content of `results.json`.
+
+    Raises:
+        ValueError: an unknown or repeated head, a folder with another comparison in it, unusable data.
+    """
+    for head in heads:
+        check_choice("heads", head, HEADS)
+    if not heads or len(set(heads)) < len(heads):
+        raise ValueError(
+            f"heads: expected distinct names out of {', '.join(HEADS)}, got {', '.join(heads) or 'none'}"
+        )
+    begun = [head for head in HEADS if (folder / head / "config.json").exists()]
+    if begun and not resume:
+        raise ValueError(
+            f"out: {folder} holds a comparison already; add --resume to go on with it, or name another"
+        )
+
+    streams = read_streams(config)
+    say(describe(streams))
+    results = []
+    for head in heads:
+        finished = folder / head / "result.json"
+        if finished.exists():
+            say(f"{head}: done before")
+            results.append(json.loads(finished.read_text(encoding="utf-8")))
+            continue
+        memory = step_memory(config, head, streams)
+        result = train(
+            config,
+            head,
+            folder / head,
+            streams,
+            resume=resume,
+            announce=lambda point, head=head: say(describe_point(head, point)),  # type: ignore[misc]
+        )
+        result["peak_bytes"] = memory
+        finished.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        results.append(result)
+    content = {
+        "vastmax": __version__,
+        "machine": machine(),
+        "text": streams.summary(),
+        "options": vars(config),
+        "heads": results,
+    }
+    (folder / RESULTS).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return content
+
+
+def step_memory(config: LMConfig, head: str, streams: TokenStreams) -> int:
+    """Return the peak memory of one training step, forward, backward and optimizer, beyond model and state."""
+    model = LanguageModel(config, head, streams.vocabulary.counts)
+    if config.device != "cpu" and torch.cuda.is_available():
+        model = model.to("cuda")
+    optimizer = model.configure_optimizers()
+    tokens, target = next(iter(TokenBatches(streams.train, config.batch_size, config.seq_len)))
+    batch = tokens.to(model.device), target.to(model.device)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model.training_step(batch).backward()
+        model.configure_gradient_clipping(optimizer)
+        optimizer.step()
+
+    step()  # allocates the optimizer's state, which is not the step's
+    optimizer.zero_grad()
+    return peak_memory(step, model.device)
+
+
+def machine() -> dict[str, Any]:
+    """Describe the machine that the figures hold for."""
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "gpu": cuda,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def describe(streams: TokenStreams) -> str:
+    """Return one line about a text."""
+    return (
+        f"{streams.source}: {len(streams.train):,} / {len(streams.valid):,} / {len(streams.test):,} tokens "
+        f"to train, validate and test, {streams.vocabulary.size:,} classes"
+    )
+
+
+def describe_point(head: str, point: dict[str, float]) -> str:
+    """Return one line about a point of a curve."""
+    cost = f"{point['seconds']:6.1f} s  {point['tokens']:>12,} tokens"
+    return f"{head:>9}  {cost}  perplexity {point['perplexity']:10.2f}"
