@@ -37,7 +37,7 @@ def with_options_of(config: type[LMConfig]) -> Callable[[Callable[..., None]], C
             field.name,
             inspect.Parameter.KEYWORD_ONLY,
             default=field.default,
-            annotation=Annotated[hints[field.name], typer.Option(help=field.metadata["help"])],
+            annotation=Annotated[hints[field.name], typer.Option(**field.metadata)],
         )
         for field in fields(config)
     ]

@@ -66,11 +66,11 @@ def test_a_folder_whose_names_say_which_split(tmp_path: Path, train: str, valid:
     write(tmp_path / train, ["a b c"])
     write(tmp_path / valid, ["d"])
     write(tmp_path / test, ["e"])
-    write(tmp_path / "README.md", ["not data"])
+    write(tmp_path / "train_test.txt", ["says two"])
     corpus = read_corpus(tmp_path)
     assert (corpus.train, corpus.valid, corpus.test) == (["a b c"], ["d"], ["e"])
     assert corpus.name == tmp_path.name
-    assert "left out: README.md" in corpus.notes
+    assert "left out: train_test.txt" in corpus.notes
 
 
 @pytest.mark.parametrize(
@@ -258,4 +258,4 @@ def test_looks_tokenised_judges_a_bounded_prefix() -> None:
             yield "no , it was n't ."
 
     assert looks_tokenised(endless(), max_chars=1000)
-    assert looks_tokenised([*TOKENISED[:5], *PROSE], max_chars=len("".join(TOKENISED[:5])))
+    assert looks_tokenised([*TOKENISED[:5], *PROSE], max_chars=len("".join(TOKENISED[:5])) + 3)

@@ -69,9 +69,7 @@ def test_min_count_cuts_before_vocab_size_and_unk_takes_the_rest() -> None:
     built = build_vocabulary(lines, min_count=3, vocab_size=4)
     assert dict(zip(entries(built), built.counts.tolist(), strict=True)) == {UNK: 6, "a": 5, "b": 4, EOS: 1}
     assert entries(built) == [UNK, "a", "b", EOS]
-    with pytest.raises(
-        ValueError, match=r"at most 5, the number of distinct tokens seen at least 3 times with .* got 6"
-    ):
+    with pytest.raises(ValueError, match=r"at most 5, the number of distinct tokens at min_count=3 with .* got 6"):
         build_vocabulary(lines, min_count=3, vocab_size=6)
 
 
@@ -111,7 +109,7 @@ def test_byte_pairs_merge_what_is_most_frequent() -> None:
     assert built.size == 257 + 3
     assert [entries(built)[index] for index in built.encode(lines[:1]).tolist()] == ["abab", "Ġab", EOS]
     with pytest.raises(
-        ValueError, match="at most 260, the number of byte pairs with single bytes and <eos>, got 261"
+        ValueError, match=r"at most 260, the number of byte pairs at min_count=1 with .* and <eos>, got 261"
     ):
         build_vocabulary(lines, tokens="bpe", vocab_size=261)
     assert build_vocabulary(lines, tokens="bpe", min_count=4).size == 257 + 1
@@ -161,6 +159,15 @@ def test_a_save_that_fails_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch
         build_vocabulary(["new words"]).save(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_saving_again_replaces_the_file_and_never_writes_into_it(tmp_path: Path) -> None:
+    path = tmp_path / "vocabulary.json"
+    build_vocabulary(["old words"]).save(path)
+    with path.open() as old:
+        build_vocabulary(["new words"]).save(path)
+        assert "old" in json.load(old)["tokenizer"]["model"]["vocab"]
+    assert "new" in json.loads(path.read_text())["tokenizer"]["model"]["vocab"]
 
 
 def changed(**values: object) -> bytes:
@@ -218,6 +225,7 @@ def test_the_changed_file_is_sound_where_nothing_is_changed(tmp_path: Path) -> N
     [
         ("a b", {}, TypeError, "lines: expected lines of text, got one string of 3 characters"),
         ([], {}, ValueError, "lines: expected text to build a vocabulary from, got 0 blank lines"),
+        (["<unk> <eos>"], {"split": "words"}, ValueError, "lines: expected words .* got only <unk> and <eos>"),
         (["<unk> <eos>"], {"split": "whitespace"}, ValueError, "lines: expected words .* got only <unk> and <eos>"),
         (["", " "], {"tokens": "bpe"}, ValueError, "got 2 blank lines"),
         (["a"], {"tokens": "char"}, ValueError, "tokens: expected one of word, bpe, got 'char'"),

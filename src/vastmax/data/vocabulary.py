@@ -193,7 +193,7 @@ def _build_words(lines: Sequence[str], vocab_size: int | None, min_count: int, s
     every_id = {word: index for index, word in enumerate(draft.get_vocab())}  # the trainer's have gaps
     counts = _count(_word_tokenizer(every_id, split), lines)
 
-    words = [word for word in _by_falling_count(counts) if word not in (UNK, EOS)]
+    words = [word for word in _by_falling_count(counts) if counts[word] and word not in (UNK, EOS)]
     if not words:
         raise ValueError(f"lines: expected words to build a vocabulary from, got only {UNK} and {EOS}")
     kept = [word for word in words if counts[word] >= min_count]
@@ -201,12 +201,7 @@ def _build_words(lines: Sequence[str], vocab_size: int | None, min_count: int, s
         raise ValueError(
             f"min_count: expected at most {counts[words[0]]}, the highest count of a word, got {min_count}"
         )
-    if vocab_size is not None and vocab_size > len(kept) + 2:
-        seen = f" seen at least {min_count} times" if min_count > 1 else ""
-        raise ValueError(
-            f"vocab_size: expected at most {len(kept) + 2}, the number of distinct tokens{seen} "
-            f"with {UNK} and {EOS}, got {vocab_size}"
-        )
+    _check_yield(vocab_size, len(kept) + 2, f"distinct tokens at {min_count=} with {UNK} and {EOS}")
     kept_counts = {word: counts[word] for word in (EOS, *kept[: vocab_size and vocab_size - 2])}
     kept_counts[UNK] = sum(counts.values()) - sum(kept_counts.values())
     return _ranked(kept_counts, partial(_word_tokenizer, split=split))
@@ -232,12 +227,7 @@ def _build_bpe(lines: Sequence[str], vocab_size: int | None, min_count: int) -> 
         show_progress=False,
     )
     draft.train_from_iterator(_texts(lines), trainer)
-    if vocab_size is not None and vocab_size > draft.get_vocab_size():
-        seen = f" seen at least {min_count} times" if min_count > 1 else ""
-        raise ValueError(
-            f"vocab_size: expected at most {draft.get_vocab_size()}, the number of byte pairs{seen} "
-            f"with single bytes and {EOS}, got {vocab_size}"
-        )
+    _check_yield(vocab_size, draft.get_vocab_size(), f"byte pairs at {min_count=} with single bytes and {EOS}")
     merges = [(left, right) for left, right in json.loads(draft.to_str())["model"]["merges"]]
     return _ranked(_count(draft, lines), partial(_bpe_tokenizer, merges=merges))
 
@@ -248,6 +238,11 @@ def _bpe_tokenizer(ids: dict[str, int], merges: list[tuple[str, str]]) -> Tokeni
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([EOS])
     return tokenizer
+
+
+def _check_yield(vocab_size: int | None, num_entries: int, entries: str) -> None:
+    if vocab_size is not None and vocab_size > num_entries:
+        raise ValueError(f"vocab_size: expected at most {num_entries}, the number of {entries}, got {vocab_size}")
 
 
 def _ranked(counts: dict[str, int], tokenizer_of: Callable[[dict[str, int]], Tokenizer]) -> Vocabulary:

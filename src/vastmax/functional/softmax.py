@@ -103,8 +103,8 @@ def entropy(logits: Tensor, dim: int = -1) -> Tensor:
         ValueError: a row that holds NaN or +inf, or in which every class is masked.
 
     Example:
-        >>> entropy(torch.zeros(8)) - torch.tensor(8.0).log()
-        tensor(0.)
+        >>> entropy(torch.zeros(8)).exp()
+        tensor(8.0000)
     """
     check_logits(logits, dim)
     log_p = functional.log_softmax(_wide(logits), dim)

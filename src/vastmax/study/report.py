@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 COLUMNS = (
@@ -55,9 +56,11 @@ def rows(results: dict[str, Any]) -> list[list[str]]:
 
 def terminal_table(results: dict[str, Any]) -> Table:
     """Return the comparison as a table for the terminal."""
-    table = Table(title=heading(results))
+    table = Table(title=heading(results), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in COLUMNS:
-        table.add_column(column, justify="left" if column == "head" else "right")
+        # Two short lines of heading, so that ten columns fit a terminal of eighty.
+        header = column.replace(" ", "\n").replace("/", "\n/")
+        table.add_column(header, justify="left" if column == "head" else "right", no_wrap=True)
     for row in rows(results):
         table.add_row(*row)
     return table

@@ -33,9 +33,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         FileNotFoundError: no such file.
         ValueError: a file that is cut short or that is no such checkpoint.
     """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected the checkpoint of a run, found no such file")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"{path}: expected a whole checkpoint of tensors, got a file that is not: {reason}"

@@ -17,9 +17,25 @@ SPLITS = ("auto", "whitespace", "words")
 DEFAULT_BUDGET = 60.0
 
 
-def option(default: Any, help: str) -> Any:
+UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def duration(text: str) -> float:
+    """Read `90`, `90s`, `1.5m` or `1h` as seconds.
+
+    Raises:
+        ValueError: text that is no such duration.
+    """
+    number, unit = (text[:-1], UNITS[text[-1]]) if text[-1:] in UNITS else (text, 1.0)
+    try:
+        return float(number) * unit
+    except ValueError as error:
+        raise ValueError(f"expected a duration such as 90s, 5m or 1h, got {text!r}") from error
+
+
+def option(default: Any, help: str, **metadata: Any) -> Any:
     """A field with the line of help that the command prints for it."""
-    return field(default=default, metadata={"help": help})
+    return field(default=default, metadata={"help": help, **metadata})
 
 
 @dataclass(frozen=True)
@@ -48,7 +64,9 @@ class LMConfig:
     batch_size: int = option(32, "Strands of text in a batch.")
     seq_len: int = option(32, "Tokens of a strand in a batch.")
     epochs: float | None = option(None, "Passes over the training text; excludes --budget.")
-    budget: float | None = option(None, "Seconds of training, evaluation not counted; excludes --epochs.")
+    budget: float | None = option(
+        None, "Training time, such as 60s or 5m, evaluation not counted; excludes --epochs.", parser=duration
+    )
     points: int = option(10, "Evaluations during training, the points of the curves.")
     point_tokens: int = option(20_000, "Validation tokens of such an evaluation.")
     eval_tokens: int = option(0, "Tokens of the final validation and test, each; 0 for all.")

@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from vastmax.tasks.lm.config import LMConfig
+from vastmax.tasks.lm.model import LanguageModel
 
 
 class Record(Callback):
@@ -58,6 +59,7 @@ class Record(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Tell the model how much of the run is behind it."""
+        assert isinstance(module, LanguageModel)
         if self.max_steps is not None:
             module.progress = self.steps / self.max_steps
         elif self.config.budget is not None:

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from vastmax.data import TokenBatches, Vocabulary
 from vastmax.tasks.lm.checkpoint import WholeCheckpoints, read_checkpoint
-from vastmax.tasks.lm.config import LMConfig
+from vastmax.tasks.lm.config import HEADS, LMConfig
 from vastmax.tasks.lm.corpus import TokenStreams, read_streams
 from vastmax.tasks.lm.model import ExactScores, LanguageModel, parameter_count
 from vastmax.tasks.lm.record import Record
+from vastmax.validation import check_choice
 
 CHECKPOINT = "last.ckpt"
 EVAL_STRANDS = 16
@@ -39,6 +40,7 @@ def prepare_run(folder: Path, config: LMConfig, head: str, streams: TokenStreams
     Raises:
         ValueError: a folder with another run, or with this one and `resume` not asked for.
     """
+    check_choice("head", head, HEADS)
     options, vocabulary = folder / "config.json", folder / "vocabulary.json"
     if options.exists():
         if not resume:
@@ -212,6 +214,7 @@ class quiet(warnings.catch_warnings):  # noqa: N801 - used as a statement
     def __enter__(self) -> Any:
         entered = super().__enter__()
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
         warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
         for name in ("lightning.pytorch", "lightning.fabric"):
             logging.getLogger(name).setLevel(logging.WARNING)

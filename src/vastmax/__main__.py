@@ -1,0 +1,5 @@
+"""`python -m vastmax` is the command."""
+
+from vastmax.cli import main
+
+main()

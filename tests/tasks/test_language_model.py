@@ -1,0 +1,290 @@
+"""Training, resuming and scoring language models: what is promised to the number."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from vastmax.data import TokenBatches
+from vastmax.tasks.lm.config import HEADS, LMConfig, duration
+from vastmax.tasks.lm.corpus import read_streams
+from vastmax.tasks.lm.model import ExactScores, LanguageModel, learning_rate
+from vastmax.tasks.lm.train import evaluate, load_run, train
+
+SMALL = {"width": 8, "num_samples": 20, "batch_size": 4, "seq_len": 8, "points": 3, "point_tokens": 100}
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")
+
+
+class KilledError(Exception):
+    """Stands for whatever ends a process."""
+
+
+def small(text, **options):
+    return LMConfig(**{"data": str(text), "epochs": 1.0, **SMALL, **options})
+
+
+def losses(folder):
+    return (folder / "losses.csv").read_text()
+
+
+@pytest.mark.parametrize("body", ["lstm", "transformer"])
+def test_every_head_starts_the_same(text, body):
+    """Same body, same class rows, and a softmax that begins at the classes' frequencies."""
+    config = small(text, body=body)
+    streams = read_streams(config)
+    counts = streams.vocabulary.counts
+    frequency = ((counts + 1).double() / (counts + 1).sum()).log()
+    models = {head: LanguageModel(config, head, counts) for head in HEADS}
+    for model in models.values():
+        for name, parameter in models["exact"].named_parameters():
+            if name != "head.bias":
+                assert torch.equal(parameter, dict(model.named_parameters())[name])
+        torch.testing.assert_close(model.head.log_prob(torch.zeros(8)).double(), frequency, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("body", ["lstm", "transformer"])
+@pytest.mark.parametrize("head", HEADS)
+def test_training_learns_the_text(text, head, body, tmp_path):
+    """Each word has at most four followers: the exact perplexity must fall well below the unigram's."""
+    config = small(text, body=body, epochs=5.0, lr=0.03, width=16, dropout=0.0)
+    streams = read_streams(config)
+    result = train(config, head, tmp_path / "run", streams)
+    unigram = ((streams.vocabulary.counts + 1).double() / (streams.vocabulary.counts + 1).sum()).log()
+    baseline = (-unigram[streams.test[1:]].mean()).exp().item()
+    assert result["test"]["perplexity"] < 0.45 * baseline
+    assert result["test"]["tokens"] == len(streams.test) - 1
+    assert [point["step"] for point in result["curve"]] == sorted({p["step"] for p in result["curve"]})
+
+
+def test_scores_are_those_of_the_full_softmax(text):
+    """The stream's perplexity, batch by batch with carried state, against all log-probabilities at once."""
+    config = small(text)
+    streams = read_streams(config)
+    model = LanguageModel(config, "nce", streams.vocabulary.counts).eval()
+    scores = ExactScores(model)
+    for batch in TokenBatches(streams.test, 1, 7, drop_last=False):
+        scores.update(batch)
+    hidden, _ = model.body(streams.test[None, :-1], None)
+    log_prob = torch.nn.functional.linear(hidden, model.head.weight, model.head.bias).log_softmax(-1)[0]
+    expected = (-log_prob[range(len(log_prob)), streams.test[1:]].mean()).exp().item()
+    assert scores.perplexity.compute() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("head", "stop"), [("exact", 100), ("sampled", 1), ("sampled", 250)])
+def test_a_stopped_run_resumes_number_for_number(text, head, stop, tmp_path, monkeypatch):
+    """Stopped anywhere, within an epoch or past it, with the last checkpoint some steps behind."""
+    config = small(text, epochs=2.0, save_every=1e-6)
+    streams = read_streams(config)
+    whole = train(config, head, tmp_path / "whole", streams)
+    assert whole["steps"] > 250
+
+    def kill_at(self, batch, batch_idx):
+        if self.global_step == stop:
+            raise KilledError
+        real(self, batch, batch_idx)
+
+    real = LanguageModel.on_train_batch_start
+    monkeypatch.setattr(LanguageModel, "on_train_batch_start", kill_at)
+    with pytest.raises(KilledError):
+        train(config, head, tmp_path / "stopped", streams)
+    monkeypatch.setattr(LanguageModel, "on_train_batch_start", real)
+    resumed = train(config, head, tmp_path / "stopped", streams, resume=True)
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+    assert resumed["test"] == whole["test"]
+    assert [(p["step"], p["perplexity"]) for p in resumed["curve"]] == [
+        (p["step"], p["perplexity"]) for p in whole["curve"]
+    ]
+
+
+@contextmanager
+def training_process(text, folder, *more):
+    """A `vastmax train lm` that has written its first checkpoint and is far from done."""
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+    command = [sys.executable, "-m", "vastmax", "train", "lm", f"--data={text}", f"--out={folder}", "--epochs=400"]
+    with subprocess.Popen(
+        [*command, *options, *more], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not (folder / "last.ckpt").exists():
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        yield process
+
+
+def test_a_killed_process_leaves_a_whole_checkpoint(text, tmp_path):
+    """SIGKILL at some moment, checkpoints being written all the time."""
+    with training_process(text, tmp_path / "run", "--save-every=0.001") as process:
+        time.sleep(0.7)
+        process.kill()
+    _, _, model = load_run(tmp_path / "run")
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_ctrl_c_says_how_to_go_on(text, tmp_path):
+    with training_process(text, tmp_path / "run", "--save-every=0.1") as process:
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume" in error
+    assert "Traceback" not in error
+    load_run(tmp_path / "run")
+
+
+def test_budget_is_kept_and_evaluation_not_counted(text, tmp_path):
+    config = small(text, epochs=None, budget=1.5)
+    result = train(config, "sampled", tmp_path / "run", read_streams(config))
+    assert 1.5 <= result["seconds"] < 2.5
+    assert result["tokens"] == result["steps"] * 32
+    assert len(result["curve"]) >= 2
+
+
+def test_evaluate_repeats_the_scores_of_training(text, tmp_path):
+    config = small(text)
+    result = train(config, "negative", tmp_path / "run", read_streams(config))
+    again = evaluate(tmp_path / "run")
+    assert again["valid"] == result["valid"]
+    assert again["test"] == result["test"]
+    other = tmp_path / "other.txt"
+    other.write_text("w1 w2 w3\n" * 50, encoding="utf-8")
+    assert evaluate(tmp_path / "run", str(other))["test"] != result["test"]
+
+
+def test_early_stopping(text, tmp_path, monkeypatch):
+    config = small(text, epochs=3.0, points=30, patience=2)
+    monkeypatch.setattr("vastmax.tasks.lm.model.Perplexity.compute", lambda self: 100.0)
+    result = train(config, "exact", tmp_path / "run", read_streams(config))
+    assert len(result["curve"]) == 3
+
+
+def test_a_run_is_not_written_over_nor_mixed_up(text, tmp_path):
+    config = small(text, epochs=0.1)
+    streams = read_streams(config)
+    train(config, "exact", tmp_path / "run", streams)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
+    with pytest.raises(ValueError, match=r"out: .* holds a run already; add --resume"):
+        train(config, "exact", tmp_path / "run", streams)
+    for other, name in ((small(text, epochs=0.1, lr=0.5), "exact"), (config, "nce")):
+        with pytest.raises(ValueError, match=r"resume: expected the options .* got another (lr|head)"):
+            train(other, name, tmp_path / "run", streams, resume=True)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()} == before
+
+
+@pytest.fixture(scope="module")
+def finished(text, tmp_path_factory):
+    config = small(text, epochs=0.1)
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    train(config, "exact", folder, read_streams(config))
+    return folder
+
+
+class Code:
+    def __reduce__(self):
+        return (os.system, ("echo run by a checkpoint",))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "foreign", "code", "other weights"])
+def test_damaged_checkpoints(finished, damage, tmp_path, capfd):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    path = folder / "last.ckpt"
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-200])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "text":
+        path.write_text("not a checkpoint")
+    elif damage == "foreign":
+        torch.save({"model": torch.zeros(3)}, path)
+    elif damage == "code":
+        torch.save({"state_dict": Code()}, path)
+    else:
+        content = torch.load(path, weights_only=True)
+        content["state_dict"]["head.weight"] = torch.zeros(3, 3)
+        torch.save(content, path)
+    with pytest.raises(ValueError, match=r"last\.ckpt: expected"):
+        load_run(folder)
+    assert "run by a checkpoint" not in capfd.readouterr().out
+    if damage != "other weights":
+        with pytest.raises(ValueError, match=r"last\.ckpt: expected"):
+            train(small_of(folder), "exact", folder, read_streams(small_of(folder)), resume=True)
+
+
+def small_of(folder):
+    return LMConfig.load(folder / "config.json")[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "{", "config.json: expected the options of a run"),
+        ("config.json", '{"a": 1}', "config.json: expected the options of a run, got JSON of something else"),
+        ("vocabulary.json", "{}", "vocabulary.json: expected"),
+    ],
+)
+def test_damaged_runs(finished, name, content, message, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (folder / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_run(folder)
+
+
+BAD_OPTIONS = [
+    ({"lr": -1.0}, "lr: expected a finite number greater than 0, got -1"),
+    ({"lr": float("nan")}, "lr"),
+    ({"width": 0}, "width: expected an integer of at least 1, got 0"),
+    ({"num_samples": 0}, "num_samples"),
+    ({"dropout": 1.0}, "dropout"),
+    ({"power": -0.5}, "power: expected a number of at least 0"),
+    ({"body": "gru"}, "body: expected one of lstm, transformer, got 'gru'"),
+    ({"tokens": "char"}, "tokens: expected one of word, bpe"),
+    ({"epochs": 1.0, "budget": 5.0}, "either epochs or budget"),
+    ({"budget": 0.0}, "budget"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_OPTIONS)
+def test_bad_options(change, message):
+    with pytest.raises(ValueError, match=message):
+        LMConfig(**change)
+
+
+def test_too_little_text_for_a_batch(text, tmp_path):
+    config = small(text, batch_size=1000, seq_len=1000)
+    with pytest.raises(ValueError, match="batch_size=1000"):
+        train(config, "exact", tmp_path / "run", read_streams(config))
+    assert not (tmp_path / "run").exists()
+
+
+def test_vocabulary_larger_than_the_data(text):
+    with pytest.raises(ValueError, match=r"vocab_size.*5000"):
+        read_streams(small(text, vocab_size=5000))
+
+
+def test_learning_rate_rises_and_falls_to_zero():
+    assert learning_rate(0.0) == 0.0
+    assert learning_rate(0.05) == pytest.approx(1.0)
+    assert learning_rate(1.0) == learning_rate(1.3) == 0.0
+    assert learning_rate(0.525) == pytest.approx(0.5)
+
+
+def test_durations():
+    assert [duration(t) for t in ("90", "90s", "1.5m", "1h")] == [90.0, 90.0, 90.0, 3600.0]
+    for wrong in ("", "s", "5 minutes", "1d"):
+        with pytest.raises(ValueError, match="expected a duration"):
+            duration(wrong)
+
+
+def test_options_survive_their_file(tmp_path):
+    config = LMConfig(epochs=2.0, data="x", vocab_size=7)
+    config.save(tmp_path / "config.json", head="nce")
+    assert LMConfig.load(tmp_path / "config.json") == (config, {"head": "nce"})
+    assert json.loads((tmp_path / "config.json").read_text())["budget"] is None
