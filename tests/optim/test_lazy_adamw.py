@@ -12,19 +12,25 @@ OPTIONS = {"lr": 0.03, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.2}
 
 
 def reference(weight: Tensor, grads: list[Tensor], lr, betas, eps, weight_decay) -> tuple[Tensor, Tensor, Tensor]:
-    """AdamW in its textbook form, except that a row without gradient entries is not moved by its momentum."""
+    """AdamW row by row, in loops: a touched row makes the steps it missed, one by one, and then its own."""
+    beta1, beta2 = betas
     weight, m, v = weight.clone(), torch.zeros_like(weight), torch.zeros_like(weight)
+    last = [0] * len(weight)
     for t, grad in enumerate(grads, start=1):
-        touched = torch.ones(len(weight), dtype=torch.bool)
-        if grad.is_sparse:
-            touched = torch.zeros(len(weight), dtype=torch.bool)
-            touched[grad.coalesce().indices()[0]] = True
-            grad = grad.to_dense()
-        m = betas[0] * m + (1 - betas[0]) * grad
-        v = betas[1] * v + (1 - betas[1]) * grad**2
-        weight *= 1 - lr * weight_decay
-        move = lr * (m / (1 - betas[0] ** t)) / ((v / (1 - betas[1] ** t)).sqrt() + eps)
-        weight[touched] -= move[touched]
+        touched = grad.coalesce().indices()[0].tolist() if grad.is_sparse else range(len(weight))
+        for r in touched:
+            g = grad.to_dense()[r]
+            first, missed = last[r] + 1, t - 1 - last[r]
+            start = (m[r] / (1 - beta1**first)) / ((v[r] / (1 - beta2**first)).sqrt() + eps)
+            for _ in range(missed):
+                weight[r] *= 1 - lr * weight_decay
+            for j in range(1, missed + 1):
+                weight[r] -= lr * start * (beta1 / beta2**0.5) ** j
+            m[r] = beta1 ** (missed + 1) * m[r] + (1 - beta1) * g
+            v[r] = beta2 ** (missed + 1) * v[r] + (1 - beta2) * g**2
+            weight[r] *= 1 - lr * weight_decay
+            weight[r] -= lr * (m[r] / (1 - beta1**t)) / ((v[r] / (1 - beta2**t)).sqrt() + eps)
+            last[r] = t
     return weight, m, v
 
 
@@ -110,6 +116,26 @@ def test_weight_decay_over_a_gap_is_that_of_torch_adamw_while_the_moments_are_ze
     assert_close(ours[1], theirs[1], rtol=1e-13, atol=1e-13)
     decay = (1 - OPTIONS["lr"] * OPTIONS["weight_decay"]) ** 8
     assert not torch.allclose(ours[1], weight[1] * decay), "the row moved, not only decayed"
+
+
+def test_a_row_follows_torch_adamw_through_its_gaps():
+    """Past the first steps, where bias corrections still change, and without decay: to the digits that eps leaves."""
+    generator = torch.Generator().manual_seed(7)
+    options = {"lr": 0.03, "betas": (0.9, 0.999), "eps": 1e-12, "weight_decay": 0.0}
+    grads = [random_rows((4, 3), 4, generator, torch.float64)]
+    grads += [random_rows((4, 3), 4 if t % 9 == 0 else 0, generator, torch.float64) for t in range(1, 46)]
+    params = [nn.Parameter(torch.ones(4, 3, dtype=torch.float64)) for _ in range(2)]
+    lazy, adamw = LazyAdamW([params[0]], **options), torch.optim.AdamW([params[1]], **options)
+    for optimizer, param in ((lazy, params[0]), (adamw, params[1])):
+        for number, grad in enumerate(grads):
+            param.grad = grad.clone() if optimizer is lazy else grad.to_dense()
+            optimizer.step()
+            if number == 0:  # as if a million steps had been made
+                optimizer.state[param]["step"].fill_(1e6)
+                optimizer.state[param]["exp_avg_sq"].fill_(1.0)
+                if optimizer is lazy:
+                    optimizer.state[param]["last_step"].fill_(10**6)
+    assert_close(params[0].detach(), params[1].detach(), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(4))

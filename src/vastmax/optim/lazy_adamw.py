@@ -12,18 +12,20 @@ from vastmax.validation import check_finite_number
 class LazyAdamW(RowOptimizer):
     r"""AdamW for a whole model: dense gradients as `torch.optim.AdamW`, sparse ones row by row.
 
-    A row $r$ with gradient $g$ at step $t$, last touched at step $s$, is brought up to date and then updated:
+    A row $r$ with gradient $g$ at step $t$, last touched at step $s$, first makes the $n = t - s - 1$ steps that it
+    missed, in which its gradient was zero: its moments and weight decay, and its movement by momentum, a sum that
+    is geometric because $\sqrt v$ falls by $\sqrt{\beta_2}$ a step,
 
-    $$m \leftarrow \beta_1^{t-s} m + (1 - \beta_1) g, \qquad v \leftarrow \beta_2^{t-s} v + (1 - \beta_2) g^2,$$
+    $$w \leftarrow (1 - \eta\lambda)^n w
+      - \eta\, \frac{m / (1 - \beta_1^{s+1})}{\sqrt{v / (1 - \beta_2^{s+1})} + \epsilon}
+      \sum_{j=1}^{n} \rho^j, \quad \rho = \beta_1 / \sqrt{\beta_2}, \qquad
+      m \leftarrow \beta_1^n m, \quad v \leftarrow \beta_2^n v.$$
 
-    $$w \leftarrow (1 - \eta\lambda)^{t-s} w
-      - \eta\, \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}.$$
-
-    So the moments of a touched row are those AdamW would hold had its gradient been zero in between, and no
-    weight decay is lost; a row touched at every step follows AdamW exactly. What is left out is the movement
-    by momentum alone in the steps that did not touch the row. A row that is not touched is neither read nor
-    written: the decay it owes is paid at its next touch, with the options of that step, which differ from those
-    of the steps missed if a schedule has changed them.
+    Then it makes AdamW's step $t$ with $g$. A row touched at every step follows AdamW exactly; another follows it
+    late: what it missed is paid at its next touch, with the learning rate and decay of that step. Left out
+    are the change of the bias corrections during the missed steps and the order of decay and movement within
+    them. Without the movement only $1 - \beta_1$ of each gradient would reach a row that is touched now and then.
+    A row that is not touched is neither read nor written.
 
     A parameter may have a dense gradient in one step and a sparse one in the next: a dense one touches all rows.
     The state per element is two numbers, `exp_avg` and `exp_avg_sq`, and per row an int32 `last_step`. State and
@@ -85,7 +87,7 @@ class LazyAdamW(RowOptimizer):
         for weight, state in zip(weights, states, strict=True):
             if "last_step" in state:
                 step = int(state["step"].item())
-                _catch_up(step - state["last_step"], weight, state["exp_avg"], state["exp_avg_sq"], group)
+                _catch_up(step - state["last_step"], step, weight, state["exp_avg"], state["exp_avg_sq"], group)
                 state["last_step"].fill_(step + 1)
         exp_avgs = [state["exp_avg"] for state in states]
         exp_avg_sqs = [state["exp_avg_sq"] for state in states]
@@ -99,7 +101,7 @@ class LazyAdamW(RowOptimizer):
         exp_avg = state["exp_avg"].index_select(0, rows)
         exp_avg_sq = state["exp_avg_sq"].index_select(0, rows)
         missed = step - state["last_step"].index_select(0, rows)
-        _catch_up(missed, weight, exp_avg, exp_avg_sq, group)
+        _catch_up(missed, step, weight, exp_avg, exp_avg_sq, group)
         fused = in_one_pass(weight, grad, exp_avg, exp_avg_sq)
         _adamw([weight], [grad], [exp_avg], [exp_avg_sq], [state["step"]], group, fused=fused)
         state["exp_avg"].index_copy_(0, rows, exp_avg)
@@ -107,14 +109,25 @@ class LazyAdamW(RowOptimizer):
         state["last_step"].index_fill_(0, rows, step + 1)
 
 
-def _catch_up(missed: Tensor, weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, group: Group) -> None:
-    """Decay rows (n, ...) in place as AdamW does in `missed` (n,) steps of zero gradient, momentum aside."""
+def _catch_up(missed: Tensor, step: int, weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, group: Group) -> None:
+    """Make the `missed` (n,) last steps before `step` in place on rows (n, ...), as AdamW with zero gradients."""
     beta1, beta2 = group["betas"]
     # In float64: 0.999 rounded to float32 and raised to a thousand steps is off in the fifth digit.
-    exponent = missed.double().view(-1, *(1,) * (weight.ndim - 1))
-    for rows, factor in ((weight, 1 - group["lr"] * group["weight_decay"]), (exp_avg, beta1), (exp_avg_sq, beta2)):
-        if factor != 1:
-            rows.mul_((factor**exponent).to(rows.dtype))
+    steps = missed.double().view(-1, *(1,) * (weight.ndim - 1))
+    weight.mul_(((1 - group["lr"] * group["weight_decay"]) ** steps).to(weight.dtype))
+    if beta1 > 0:
+        first = step - steps + 1
+        ratio = beta1 / beta2**0.5 if beta2 > 0 else 0.0
+        distance = group["lr"] * _geometric_sum(ratio, steps) / (1 - beta1**first)
+        root = exp_avg_sq.div((1 - beta2**first).to(exp_avg_sq.dtype)).sqrt_().add_(group["eps"])
+        weight.addcdiv_(exp_avg * distance.to(exp_avg.dtype), root, value=-1)
+    exp_avg.mul_((beta1**steps).to(exp_avg.dtype))
+    exp_avg_sq.mul_((beta2**steps).to(exp_avg_sq.dtype))
+
+
+def _geometric_sum(ratio: float, terms: Tensor) -> Tensor:
+    """Return ratio + ratio^2 + ... of so many terms."""
+    return terms if ratio == 1 else ratio * (1 - ratio**terms) / (1 - ratio)
 
 
 def _adamw(

@@ -26,7 +26,7 @@ def linear_cross_entropy(
     weight: Tensor | None = None,
     sample_weight: Tensor | None = None,
     reduction: str = "mean",
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
     label_smoothing: float = 0.0,
     temperature: float = 1.0,
     z_loss: float = 0.0,
@@ -54,7 +54,7 @@ def linear_cross_entropy(
         weight: (V,) weight per class; the mean divides by the sum of the targets' weights.
         sample_weight: (...) weight per row, multiplied with that of the target's class.
         reduction: `"mean"`, `"sum"` or `"none"`.
-        ignore_index: rows with this target take no part, whatever their hidden holds.
+        ignore_index: rows with this target take no part, whatever their hidden holds; None for no such target.
         label_smoothing: share of the target's mass spread evenly over the classes, in [0, 1].
         temperature: T, greater than 0.
         z_loss: coefficient of the squared log-partition.
@@ -88,7 +88,7 @@ def linear_cross_entropy(
         raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
     if sample_weight is not None:
         check_sample_weight(sample_weight, target.shape)
-    counted = target != ignore_index
+    counted = torch.ones_like(target, dtype=torch.bool) if ignore_index is None else target != ignore_index
     check_finite("input", input, counted)
 
     label = target[counted]
