@@ -52,45 +52,41 @@ def exact_step(num_classes: int) -> Callable[[], None]:
 
 def run(machine: Machine, *, rounds: int) -> list[dict[str, Any]]:
     """Measure, and return a row per step and number of classes."""
-    rows = []
-    flat: dict[tuple[int, str], list[float]] = {}
-    sampled = ("RowwiseAdagrad", "LazyAdamW")
-    calls = {(v, name): sampled_step(v, name) for v in CLASSES for name in sampled}
-    for (v, name), call in calls.items():
-        for _ in range(5):
-            call()
-    for key, seconds in in_turn({f"{v} {name}": call for (v, name), call in calls.items()}, 10 * rounds).items():
-        v, name = key.split(" ")
-        flat[int(v), name] = seconds
-    del calls
+    measure = f"step with optimizer, N={ROWS} k={SAMPLES} d={FEATURES}"
     product = machine.matrix_floor(3 * 2 * ROWS * SAMPLES * FEATURES)
-    for (v, name), seconds in flat.items():
-        rows.append(
-            {
-                "measure": f"step with optimizer, N={ROWS} k={SAMPLES} d={FEATURES}",
-                "implementation": f"SampledSoftmax + {name}",
-                "classes": v,
-                "seconds": statistics.median(seconds),
-                "rounds": len(seconds),
-                "floor_seconds": product,
-                "time_over_smallest": paired_ratio(seconds, flat[CLASSES[0], name]),
-            }
-        )
+    rows: list[dict[str, Any]] = []
+    sampled: dict[int, float] = {}
+    for optimizer in ("LazyAdamW", "RowwiseAdagrad"):
+        steps = {str(v): sampled_step(v, optimizer) for v in CLASSES}
+        seconds = in_turn(steps, 15 * rounds)
+        for v in CLASSES:
+            sampled[v] = statistics.median(seconds[str(v)])
+            rows.append(
+                {
+                    "measure": measure,
+                    "implementation": f"SampledSoftmax + {optimizer}",
+                    "classes": v,
+                    "seconds": sampled[v],
+                    "rounds": 15 * rounds,
+                    "floor_seconds": product,
+                    "time_over_smallest": paired_ratio(seconds[str(v)], seconds[str(CLASSES[0])]),
+                }
+            )
     for v in CLASSES:
-        calls_here = {"SampledSoftmax + dense Adagrad": sampled_step(v, "dense Adagrad")}
+        dense = {"SampledSoftmax + dense Adagrad": sampled_step(v, "dense Adagrad")}
         if v <= EXACT_AT_MOST:
-            calls_here["Softmax + dense Adagrad"] = exact_step(v)
-        for name, seconds in in_turn(calls_here, rounds).items():
+            dense["Softmax + dense Adagrad"] = exact_step(v)
+        for name, times in in_turn(dense, rounds).items():
             exact = name.startswith("Softmax")
             rows.append(
                 {
-                    "measure": f"step with optimizer, N={ROWS} k={SAMPLES} d={FEATURES}",
+                    "measure": measure,
                     "implementation": name,
                     "classes": v,
-                    "seconds": statistics.median(seconds),
+                    "seconds": statistics.median(times),
                     "rounds": rounds,
                     "floor_seconds": machine.matrix_floor(3 * 2 * ROWS * v * FEATURES) if exact else product,
-                    "over_sampled": statistics.median(seconds) / statistics.median(flat[v, "RowwiseAdagrad"]),
+                    "over_sampled": statistics.median(times) / sampled[v],
                 }
             )
     return rows

@@ -119,7 +119,7 @@ def test_weight_decay_over_a_gap_is_that_of_torch_adamw_while_the_moments_are_ze
 
 
 def test_a_row_follows_torch_adamw_through_its_gaps():
-    """Past the first steps, where bias corrections still change, and without decay: to the digits that eps leaves."""
+    """Past the first steps, where bias corrections still change, and without weight decay."""
     generator = torch.Generator().manual_seed(7)
     options = {"lr": 0.03, "betas": (0.9, 0.999), "eps": 1e-12, "weight_decay": 0.0}
     grads = [random_rows((4, 3), 4, generator, torch.float64)]

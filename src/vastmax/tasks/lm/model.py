@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +24,13 @@ PARTITION_ROWS = 8192
 """Rows over which log Z is described: its spread is an average, and a second pass over V is dear."""
 
 
+SAMPLED: dict[str, Callable[..., heads.SampledHead]] = {
+    "sampled": heads.SampledSoftmax,
+    "nce": heads.NCE,
+    "negative": heads.NegativeSampling,
+}
+
+
 def build_head(name: str, config: LMConfig, counts: Tensor) -> heads.FlatHead:
     """Build a head by its name in the command, its bias started at the classes' frequencies."""
     check_choice("head", name, HEADS)
@@ -31,9 +39,8 @@ def build_head(name: str, config: LMConfig, counts: Tensor) -> heads.FlatHead:
     if name == "exact":
         head = heads.Softmax(config.width, num_classes)
     else:
-        kind = {"sampled": heads.SampledSoftmax, "nce": heads.NCE, "negative": heads.NegativeSampling}[name]
         noise = samplers.Unigram(counts.clamp(min=1), config.power)
-        head = kind(config.width, num_classes, sampler=noise, num_samples=config.num_samples, sparse=True)
+        head = SAMPLED[name](config.width, num_classes, sampler=noise, num_samples=config.num_samples, sparse=True)
     smoothed = counts.double() + 1
     head.start_at((smoothed / smoothed.sum()).log())
     return head
