@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogFormatter
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
@@ -114,6 +115,9 @@ def draw_curves(results: dict[str, Any], path: Path) -> None:
                 label=head["head"],
             )
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(LogFormatter())
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_xlabel(label)
         axes.grid(True, which="both", alpha=0.25)
     figure.axes[0].set_ylabel("exact validation perplexity")

@@ -58,7 +58,7 @@ class LMConfig:
     num_samples: int = option(1024, "Candidates of a sampled head, drawn once per step.")
     power: float = option(1.0, "Power of the unigram noise.")
     optimizer: str = option("adamw", f"{' or '.join(OPTIMIZERS)}; both update only the rows a step touched.")
-    lr: float = option(0.003, "Peak learning rate; warmed up over a twentieth of the run, then falling to 0.")
+    lr: float = option(0.01, "Peak learning rate; warmed up over a twentieth of the run, then falling to 0.")
     weight_decay: float = option(0.0, "Decoupled weight decay (adamw).")
     clip: float = option(1.0, "Bound on the norm of the body's gradient.")
     batch_size: int = option(32, "Strands of text in a batch.")
