@@ -3,9 +3,11 @@
 import doctest
 import importlib
 import pkgutil
+import re
 import subprocess
 import sys
 from importlib.metadata import requires
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +31,15 @@ def test_examples_in_docstrings(name):
     module = importlib.import_module(name)
     names = {**vars(module), "torch": importlib.import_module("torch")}
     assert doctest.testmod(module, extraglobs=names).failed == 0
+
+
+def test_the_readme_runs():
+    """Its Python, as a newcomer would paste it, but for the number of classes."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block.replace("1_000_000", "10_000"), "README.md", "exec"), {})
 
 
 def test_public_names_exist():

@@ -103,6 +103,7 @@ def step_memory(config: LMConfig, head: str, streams: TokenStreams) -> int:
 
     step()  # allocates the optimizer's state, which is not the step's
     optimizer.zero_grad()
+    model.state = None
     return peak_memory(step, model.device)
 
 

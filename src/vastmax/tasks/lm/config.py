@@ -54,7 +54,7 @@ class LMConfig:
     body: str = option("lstm", f"What makes hidden rows: {' or '.join(BODIES)}.")
     width: int = option(256, "Size d of a hidden row.")
     layers: int = option(1, "Layers of the body.")
-    dropout: float = option(0.2, "Dropout on embeddings and hidden rows.")
+    dropout: float = option(0.1, "Dropout on embeddings and hidden rows.")
     num_samples: int = option(1024, "Candidates of a sampled head, drawn once per step.")
     power: float = option(1.0, "Power of the unigram noise.")
     optimizer: str = option("adamw", f"{' or '.join(OPTIMIZERS)}; both update only the rows a step touched.")
