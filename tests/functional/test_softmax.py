@@ -85,6 +85,9 @@ def test_weights_and_ignored_rows():
     assert torch.equal(per_row[0], torch.zeros(4, dtype=torch.float64))
     torch.testing.assert_close(F.cross_entropy(LOGITS, target, sample_weight=w), (w * per_row).sum() / w[1:].sum())
     torch.testing.assert_close(F.cross_entropy(LOGITS, target, reduction="sum"), per_row.sum())
+    assert torch.equal(
+        F.cross_entropy(LOGITS[1:], target[1:], ignore_index=None), F.cross_entropy(LOGITS[1:], target[1:])
+    )
     nothing = F.cross_entropy(LOGITS.clone().requires_grad_(), torch.full_like(target, -100))
     assert nothing.item() == 0.0
     assert nothing.requires_grad

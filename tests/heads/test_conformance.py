@@ -170,17 +170,40 @@ def test_half_precision_against_float64(case, dtype):
     ours.backward()
     assert hidden.grad.dtype == dtype
     assert all(p.grad.dtype == dtype for p in half.parameters())
+    exact = full.log_prob(hidden.double())
+    torch.testing.assert_close(half.log_prob(hidden).double(), exact, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(
-        half.nll(hidden, target).double(), full.nll(hidden.double(), target), rtol=0.05, atol=0.05
+        half.nll(hidden, target).double(), full.nll(hidden.double(), target), rtol=1e-5, atol=1e-5
     )
+    torch.testing.assert_close(half.topk(hidden, 2).values.double(), exact.topk(2).values, rtol=1e-5, atol=1e-5)
+    assert half.log_prob(hidden).dtype == half.nll(hidden, target).dtype == torch.float32
+
+
+def test_mixed_precision(case):
+    """Half-precision or double rows under a float32 head, as autocast or numpy make them."""
+    head = case.make(dtype=torch.float32)
+    for dtype in (torch.bfloat16, torch.float64):
+        hidden, target, _ = batch(dtype=dtype)
+        call(case, head, hidden, target).backward()
+        assert hidden.grad.dtype == dtype
+        torch.testing.assert_close(head.nll(hidden, target), -head.log_prob(hidden)[range(6), target])
+        torch.testing.assert_close(head.topk(hidden, 1).values[:, 0], head.log_prob(hidden).amax(-1))
 
 
 def test_autocast_changes_nothing(case):
     head = case.make(dtype=torch.float32)
     hidden, target, _ = batch(dtype=torch.float32)
     plain = call(case, head, hidden, target)
+    (gradient,) = torch.autograd.grad(plain, hidden)
+    exact = head.log_prob(hidden), head.topk(hidden, 3).values, head.nll(hidden, target)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(call(case, head, hidden, target), plain)
+        under = call(case, head, hidden, target)
+        assert torch.equal(under, plain)
+        assert torch.equal(torch.autograd.grad(under, hidden)[0], gradient)
+        for value, same in zip(
+            (head.log_prob(hidden), head.topk(hidden, 3).values, head.nll(hidden, target)), exact, strict=True
+        ):
+            assert torch.equal(value, same)
 
 
 def test_casting_a_head_keeps_its_sampler(case):
@@ -278,6 +301,14 @@ def test_every_keyword_changes_the_head(case):
         assert not torch.equal(call(case, case.make(**{"reduction": "sum", **change}), hidden, target), base)
 
 
+def test_a_head_made_on_the_meta_device_can_be_filled(case):
+    head = case.make(device="meta").to_empty(device="cpu")
+    source = case.make()
+    head.load_state_dict(source.state_dict())
+    hidden, target, _ = batch()
+    assert torch.equal(call(case, head, hidden, target), call(case, source, hidden, target))
+
+
 def test_repr_can_be_read(case):
     text = repr(case.make())
     assert f"in_features={D}, num_classes={V}" in text
@@ -317,6 +348,7 @@ BAD_OPTIONS = [
     ({"num_classes": -3}, ValueError, "num_classes: expected an integer of at least 1, got -3"),
     ({"num_classes": 3.0}, TypeError, "num_classes"),
     ({"reduction": "avg"}, ValueError, "reduction: expected one of none, mean, sum, got 'avg'"),
+    ({"ignore_index": None}, TypeError, "ignore_index: expected an integer, got None"),
 ]
 BAD_SAMPLED_OPTIONS = [
     ({"num_samples": 0}, ValueError, "num_samples: expected an integer of at least 1, got 0"),

@@ -1,5 +1,7 @@
 """What sampled heads promise beyond the conformance suite."""
 
+import math
+
 import pytest
 import torch
 
@@ -57,20 +59,54 @@ def test_shared_and_own_candidates_have_the_same_expected_gradient(kind, unique)
     assert z.abs().max() < 4.5
 
 
-def test_importance_of_the_correction_is_in_the_head_too():
-    """Over all pairs of draws, the head's loss is the loss of log counts log(k q), hits kept."""
-    hidden, target, _ = batch(1)
-    noise = samplers.Unigram([5, 1, 1, 3, 2, 2, 1, 4, 6])
-    head = heads.SampledSoftmax(D, V, sampler=noise, num_samples=2, dtype=torch.float64)
-    q = torch.tensor([5, 1, 1, 3, 2, 2, 1, 4, 6], dtype=torch.float64) ** 0.75
-    q = q / q.sum()
-    s = (torch.nn.functional.linear(hidden, head.weight, head.bias)[0] - (2 * q).log()).detach()
-    y = target.item()
-    for seed in range(20):
-        ids = noise.sample(2, generator=torch.Generator().manual_seed(seed)).ids
-        expected = torch.cat([s[y : y + 1], s[ids]]).logsumexp(0) - s[y]
+def softmax_row(s, y, candidates, m):
+    kept = [j for j in candidates.ids.tolist() if not (candidates.unique and j == y)]
+    return math.log(sum(math.exp(s[c] - math.log(m[c])) for c in [y, *kept])) - (s[y] - math.log(m[y]))
+
+
+def nce_row(s, y, candidates, m):
+    noise = sum(math.log1p(math.exp(s[j] - math.log(m[j]))) for j in candidates.ids.tolist())
+    return math.log1p(math.exp(math.log(m[y]) - s[y])) + noise
+
+
+def negative_row(s, y, candidates, m):
+    return math.log1p(math.exp(-s[y])) + sum(math.log1p(math.exp(s[j])) for j in candidates.ids.tolist())
+
+
+@pytest.mark.parametrize("unique", [False, True])
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "row"),
+    [(heads.SampledSoftmax, softmax_row), (heads.NCE, nce_row), (heads.NegativeSampling, negative_row)],
+)
+def test_the_loss_of_a_head_by_its_formula(kind, row, shared, unique):
+    """Row by row in plain Python: expected counts k q or 1 - exp(-k q), hits kept or removed, padding left out."""
+    k, counts = 6, [9, 1, 1, 3, 2, 2, 1, 4, 6]
+    noise = samplers.Unigram(counts, power=1.0, unique=unique)
+    q = [count / sum(counts) for count in counts]
+    m = [1 - math.exp(-k * p) if unique else k * p for p in q]
+    torch.manual_seed(3)
+    head = kind(D, V, sampler=noise, num_samples=k, shared=shared, reduction="none", dtype=torch.float64)
+    hidden, target, _ = batch(12)
+    logits = torch.nn.functional.linear(hidden, head.weight, head.bias).tolist()
+    hits = 0
+    for seed in range(10):
+        draws = noise.sample(k if shared else [12, k], generator=torch.Generator().manual_seed(seed))
+        expected = []
+        for r, y in enumerate(target.tolist()):
+            ids = draws.ids if shared else draws.ids[r][~draws.padding[r]]
+            hits += y in ids.tolist()
+            expected.append(row(logits[r], y, samplers.Candidates(ids, ids, unique), m))
         ours = head(hidden, target, generator=torch.Generator().manual_seed(seed))
-        torch.testing.assert_close(ours, expected)
+        torch.testing.assert_close(ours, torch.tensor(expected, dtype=torch.float64))
+    assert hits > 10
+
+
+def test_start_at_with_classes_that_are_never_drawn():
+    head = heads.NegativeSampling(D, 4, sampler=samplers.Unigram([4, 3, 0, 1]), num_samples=2, dtype=torch.float64)
+    head.start_at(torch.tensor([0.4, 0.3, 0.1, 0.2]).double().log())
+    p = head.log_prob(torch.zeros(D).double()).exp()
+    torch.testing.assert_close(p, torch.tensor([0.4, 0.3, 0.0, 0.2]).double() / 0.9)
 
 
 def test_nce_starts_normalised_at_the_noise():

@@ -27,6 +27,18 @@ def test_reading_before_a_row_is_an_error():
             read()
 
 
+def test_rows_that_do_not_count():
+    perplexity = Perplexity()
+    perplexity.update(torch.tensor([2.0, 0.0, 0.0]).log().nan_to_num(0.0), torch.tensor([True, False, False]))
+    assert perplexity.compute() == pytest.approx(2.0)
+
+
+def test_a_broken_model_is_not_a_hopeless_one():
+    perplexity = Perplexity()
+    perplexity.update(torch.tensor([torch.nan]))
+    assert math.isnan(perplexity.compute())
+
+
 def test_a_hopeless_model_has_infinite_perplexity():
     perplexity = Perplexity()
     perplexity.update(torch.tensor([1e9]))

@@ -180,12 +180,20 @@ def test_frozen_inputs(frozen, reduction):
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean"])
-def test_gradients_of_weights_when_they_ask_for_one(reduction):
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_gradients_of_weights_when_they_ask_for_one(smoothing, reduction):
     hidden, weight, bias, target, g = problem()
     class_weight = torch.rand(V, generator=g).double().requires_grad_()
     w = torch.rand(7, generator=g).double().requires_grad_()
     ours = linear_cross_entropy(
-        hidden, weight, target, linear_bias=bias, weight=class_weight, sample_weight=w, reduction=reduction
+        hidden,
+        weight,
+        target,
+        linear_bias=bias,
+        weight=class_weight,
+        sample_weight=w,
+        reduction=reduction,
+        label_smoothing=smoothing,
     )
     theirs = by_the_equation(
         hidden,
@@ -195,7 +203,7 @@ def test_gradients_of_weights_when_they_ask_for_one(reduction):
         temperature=1.0,
         softcap=None,
         z_loss=0.0,
-        smoothing=0.0,
+        smoothing=smoothing,
         class_weight=class_weight,
         w=w,
     )[reduction]
@@ -312,6 +320,86 @@ def test_autocast_keeps_float32_arithmetic():
     assert torch.equal(plain, under)
 
 
+def test_autocast_in_backward_changes_nothing():
+    hidden, weight, bias, target, _ = problem(dtype=torch.float32)
+    for reduction in ("sum", "none"):
+        grads = []
+        for enabled in (False, True):
+            loss = linear_cross_entropy(hidden, weight, target, linear_bias=bias, reduction=reduction).sum()
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                grads.append(torch.autograd.grad(loss, (hidden, weight, bias)))
+        assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+def test_half_precision_gradients_are_scaled_before_they_are_rounded():
+    """What a gradient scaler relies on; and a sum whose gradient overflows fp16 unless it is divided first."""
+    hidden = torch.ones(200_000, 4).half()
+    weight = torch.zeros(2, 4).half().requires_grad_()
+    target = torch.zeros(200_000, dtype=torch.int64)
+    (linear_cross_entropy(hidden, weight, target, reduction="sum") / 200_000).backward()
+    torch.testing.assert_close(weight.grad[:, 0].float(), torch.tensor([-0.5, 0.5]))
+    tiny = torch.full((1, 4), 1e-4).half()
+    weight.grad = None
+    (
+        linear_cross_entropy(tiny, weight, target[:1], sample_weight=torch.tensor([1e-4]), reduction="sum") * 1e6
+    ).backward()
+    torch.testing.assert_close(weight.grad[1].float(), 0.5 * 1e2 * tiny[0].float(), rtol=1e-3, atol=0)
+
+
+def test_half_precision_weights_are_converted_block_by_block():
+    weight = torch.zeros(40_000, 64).bfloat16()
+    scorer = blocks.LinearScorer(torch.zeros(1, 64).bfloat16(), weight, None, torch.zeros(1, dtype=torch.int64))
+    assert scorer.block_shape() == (1, 40_000)
+    wide = blocks.LinearScorer(torch.zeros(1, 4096).bfloat16(), weight.new_zeros(9000, 4096), None, scorer.target)
+    assert wide.block_shape()[1] * 4096 <= blocks.BLOCK_ELEMENTS
+
+
+@pytest.mark.parametrize("changed", ["weight", "class_weight"])
+def test_an_input_changed_before_backward_is_noticed(changed):
+    hidden, weight, bias, target, _ = problem()
+    class_weight = torch.rand(V).double()
+    tensors = {"weight": weight * 1, "class_weight": class_weight}
+    loss = linear_cross_entropy(
+        hidden,
+        tensors["weight"],
+        target,
+        linear_bias=bias,
+        weight=class_weight,
+        label_smoothing=0.1,
+        reduction="none",
+        ignore_index=None,
+    )
+    with torch.no_grad():
+        tensors[changed].mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.sum().backward()
+
+
+def test_no_gradient_is_made_without_one_to_give():
+    hidden, weight, bias, target, _ = problem()
+    with torch.no_grad():
+        assert not linear_cross_entropy(hidden, weight, target, linear_bias=bias).requires_grad
+
+
+def test_a_softcap_leaves_masked_classes_masked():
+    hidden, weight, _, _, _ = problem()
+    mask = torch.zeros(V).double()
+    mask[3] = -torch.inf
+    target = torch.tensor([0, 1, 2, 4, 5, 6, 7])
+    keep = [c for c in range(V) if c != 3]
+    for block_size in (2, V):
+        capped = linear_cross_entropy(hidden, weight, target, linear_bias=mask, softcap=2.0, block_size=block_size)
+        logits = 2.0 * torch.tanh(hidden @ weight.t() / 2.0)
+        expected = functional.cross_entropy(logits[:, keep], torch.tensor([0, 1, 2, 3, 4, 5, 6]))
+        torch.testing.assert_close(capped, expected)
+        for mine, other in zip(
+            torch.autograd.grad(capped, (hidden, weight)),
+            torch.autograd.grad(expected, (hidden, weight)),
+            strict=True,
+        ):
+            torch.testing.assert_close(mine, other)
+
+
 def test_double_backward_is_refused():
     hidden, weight, bias, target, _ = problem()
     for reduction in ("sum", "none"):
@@ -342,6 +430,8 @@ BAD = [
     ({"input": torch.full((3, D), torch.inf)}, ValueError, "input: expected finite values, got inf"),
     ({"linear_weight": torch.zeros(V)}, ValueError, "linear_weight: expected shape"),
     ({"linear_weight": torch.zeros(0, D)}, ValueError, "at least one class"),
+    ({"linear_bias": torch.full((V,), -torch.inf)}, ValueError, "linear_bias: expected a class that is not masked"),
+    ({"label_smoothing": "a"}, TypeError, "label_smoothing: expected a number, got 'a'"),
     ({"linear_bias": torch.zeros(V + 1)}, ValueError, r"linear_bias: expected shape \(11,\)"),
     ({"target": torch.tensor([0, V, 0])}, ValueError, r"target: expected class ids in \[0, 11\), got 11 at \(1,\)"),
     ({"target": torch.tensor([0, -1, 0])}, ValueError, "got -1"),

@@ -116,7 +116,7 @@ def cross_entropy(
     target: Tensor,
     *,
     sample_weight: Tensor | None = None,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
     reduction: str = "mean",
 ) -> Tensor:
     r"""Return the cross-entropy of targets with the softmax of each row.
@@ -127,7 +127,7 @@ def cross_entropy(
         logits: (..., V), floating; -inf masks a class.
         target: (...) int64 class ids, or (..., V) probabilities.
         sample_weight: (...) weight per row; the mean divides by their sum.
-        ignore_index: rows with this class id take no part.
+        ignore_index: rows with this class id take no part; None for no such id.
         reduction: `"mean"`, `"sum"` or `"none"`.
 
     Returns:
@@ -146,7 +146,7 @@ def cross_entropy(
     if not target.is_floating_point():
         check_logits(logits, -1)
         check_target(target, logits.shape[:-1], logits.shape[-1], ignore_index)
-        ignored = target == ignore_index
+        ignored = torch.zeros_like(target, dtype=torch.bool) if ignore_index is None else target == ignore_index
         log_p = functional.log_softmax(_wide(logits), -1)
         label = target.masked_fill(ignored, 0).unsqueeze(-1)
         loss = -log_p.gather(-1, label).squeeze(-1)

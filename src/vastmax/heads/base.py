@@ -7,11 +7,9 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from vastmax.functional import log_softmax
 from vastmax.reduction import REDUCTIONS, check_sample_weight
-from vastmax.scoring import linear_cross_entropy, linear_log_partition, linear_topk
+from vastmax.scoring import linear_cross_entropy, linear_log_partition, linear_logits, linear_topk
 from vastmax.scoring.top import TopK
 from vastmax.validation import (
     check_choice,
@@ -37,6 +35,8 @@ class Head(nn.Module, ABC):
         super().__init__()
         self.in_features = check_positive_int("in_features", in_features)
         self.num_classes = check_positive_int("num_classes", num_classes)
+        if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+            raise TypeError(f"ignore_index: expected an integer, got {ignore_index!r}")
         self.ignore_index = ignore_index
         self.reduction = check_choice("reduction", reduction, REDUCTIONS)
 
@@ -125,18 +125,21 @@ class FlatHead(Head):
         check_per_class("log_prob", log_prob, self.num_classes)
         check_finite("log_prob", log_prob)
         offset = self.log_prob_offset()
-        self.bias.copy_(log_prob if offset is None else log_prob - offset)
+        if offset is not None:
+            # A class whose offset is -inf has probability 0 whatever its bias is.
+            log_prob = log_prob - offset.masked_fill(offset.isneginf(), 0.0)
+        self.bias.copy_(log_prob)
 
     def log_prob_offset(self) -> Tensor | None:
         """What to add to each class's logit to make it a log-probability up to a constant of the row: (V,)."""
         return None
 
     def exact_bias(self) -> Tensor | None:
-        """The bias of the linear layer whose softmax is this head's distribution."""
+        """The bias of the linear layer whose softmax is this head's distribution, in at least float32."""
         offset = self.log_prob_offset()
         if offset is None:
             return self.bias
-        offset = offset.to(self.weight.dtype)
+        offset = offset.to(torch.promote_types(self.weight.dtype, torch.float32))
         return offset if self.bias is None else self.bias + offset
 
     def nll(self, hidden: Tensor, target: Tensor) -> Tensor:
@@ -152,9 +155,9 @@ class FlatHead(Head):
         )
 
     def log_prob(self, hidden: Tensor) -> Tensor:
-        """Return the exact log-probability of every class: (..., V), in nats."""
+        """Return the exact log-probability of every class: (..., V), in nats, in at least float32."""
         self.check(hidden)
-        return log_softmax(functional.linear(hidden, self.weight, self.exact_bias()))
+        return linear_logits(hidden, self.weight, linear_bias=self.exact_bias()).log_softmax(-1)
 
     def topk(self, hidden: Tensor, k: int) -> TopK:
         """Return the k most probable classes of each row, without an N x V tensor.

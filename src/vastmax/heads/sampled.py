@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 
 import torch
@@ -74,7 +75,9 @@ class SampledHead(FlatHead):
             device=device,
             dtype=dtype,
         )
-        self.sampler = sampler.to(self.weight.device)
+        if sampler.device != self.weight.device and not self.weight.is_meta:
+            sampler = copy.deepcopy(sampler).to(self.weight.device)  # the caller's stays where it is
+        self.sampler = sampler
         self.num_samples = num_samples
         self.shared = shared
         self.sparse = sparse
@@ -212,7 +215,7 @@ class NCE(SampledHead):
     def reset_parameters(self) -> None:
         """Draw the weight as `nn.Linear` does; start the bias at the log-probabilities of the noise."""
         super().reset_parameters()
-        if self.bias is not None:
+        if self.bias is not None and not self.bias.is_meta:
             log_prob = self.sampler.log_prob(self.every_class())
             drawable = log_prob.isfinite()
             # A class that is never drawn is pushed down by nothing: it starts with the rarest one that is.

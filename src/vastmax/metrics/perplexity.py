@@ -23,8 +23,13 @@ class Perplexity:
         self.total = 0.0
         self.count = 0
 
-    def update(self, nll: Tensor) -> None:
-        """Add rows: nll of any shape, in nats."""
+    def update(self, nll: Tensor, counted: Tensor | None = None) -> None:
+        """Add rows: nll of any shape, in nats, or those of them that `counted`, a bool of that shape, is True for.
+
+        Heads give rows of `ignore_index` an nll of 0: leave them out here, `target != ignore_index`.
+        """
+        if counted is not None:
+            nll = nll[counted]
         self.total += nll.sum(dtype=torch.float64).item()
         self.count += nll.numel()
 
@@ -37,4 +42,4 @@ class Perplexity:
         if self.count == 0:
             raise ValueError("Perplexity: expected at least one row before compute, got none")
         mean = self.total / self.count
-        return math.exp(mean) if mean < math.log(torch.finfo(torch.float64).max) else math.inf
+        return math.inf if mean > math.log(torch.finfo(torch.float64).max) else math.exp(mean)

@@ -2,7 +2,14 @@
 
 from vastmax.scoring.chosen_classes import chosen_logits
 from vastmax.scoring.cross_entropy import linear_cross_entropy
-from vastmax.scoring.every_class import LogPartition, linear_log_partition
+from vastmax.scoring.every_class import LogPartition, linear_log_partition, linear_logits
 from vastmax.scoring.top import linear_topk
 
-__all__ = ["LogPartition", "chosen_logits", "linear_cross_entropy", "linear_log_partition", "linear_topk"]
+__all__ = [
+    "LogPartition",
+    "chosen_logits",
+    "linear_cross_entropy",
+    "linear_log_partition",
+    "linear_logits",
+    "linear_topk",
+]

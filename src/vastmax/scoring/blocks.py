@@ -33,11 +33,12 @@ class RowStatistics(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Gradients that are wanted, None where one is not."""
+    """Gradients of what a scorer holds, None where one is not wanted."""
 
-    input: Tensor | None
+    hidden: Tensor | None
     weight: Tensor | None
     bias: Tensor | None
+    class_weight: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ class LinearScorer:
         classes = self.block_size
         if classes is None:
             if self.weight.dtype != self.dtype:
-                classes = BLOCK_ELEMENTS // min(max(num_rows, 1), TALL_ROWS)
+                # The converted class rows of a block, too, stay within the size of a block of logits.
+                classes = BLOCK_ELEMENTS // max(min(num_rows, TALL_ROWS), self.weight.shape[1], 1)
             elif num_classes * MIN_ROWS <= BLOCK_ELEMENTS:
                 classes = num_classes
             else:
@@ -118,6 +120,8 @@ class LinearScorer:
             torch.addmm(bias, hidden, class_rows.t(), out=out)
         if self.softcap is not None:
             out.div_(self.softcap).tanh_().mul_(self.softcap)
+            if self.bias is not None:  # a bias of -inf masks its class, cap or no cap
+                out.masked_fill_(self.bias[classes].isneginf(), -torch.inf)
         return out
 
     def statistics(self, rows: slice, buffer: Tensor) -> tuple[RowStatistics, Tensor | None]:
@@ -160,7 +164,9 @@ class LinearScorer:
             if probabilities is None:
                 logits = self.logits(rows, classes, buffer)
                 if self.softcap is not None:
-                    slope = 1 - (logits / self.softcap).square_()
+                    slope = 1 - (logits / self.softcap).square_().clamp_(max=1.0)
+                if gradients.class_weight is not None:
+                    gradients.class_weight[classes].addmv_(logits.t(), upstream.mean_logit)
                 grad = logits.sub_(log_partition.unsqueeze(-1)).exp_()
             else:
                 grad = probabilities
@@ -171,30 +177,33 @@ class LinearScorer:
                 grad.addr_(upstream.mean_logit, self.class_weight[classes].to(self.dtype))
             if slope is not None:
                 grad.mul_(slope)
-            if gradients.input is not None:
-                gradients.input[rows].addmm_(grad, self.class_rows(classes), alpha=1 / self.temperature)
+            if gradients.hidden is not None:
+                gradients.hidden[rows].addmm_(grad, self.class_rows(classes), alpha=1 / self.temperature)
             if gradients.weight is not None:
                 gradients.weight[classes].addmm_(grad.t(), self.scaled_hidden(rows))
             if gradients.bias is not None:
                 gradients.bias[classes].add_(grad.sum(0), alpha=1 / self.temperature)
 
-    def empty_gradients(self, wanted: tuple[bool, bool, bool]) -> Gradients:
-        """Zeros, in the dtype of the arithmetic, for the gradients of input, weight and bias that are wanted."""
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None]:
+        """The tensors scored, in the order of the constructor."""
+        return self.hidden, self.weight, self.bias, self.target, self.class_weight
+
+    def options(self) -> tuple[float, float | None, int | None]:
+        """The rest of the constructor's arguments."""
+        return self.temperature, self.softcap, self.block_size
+
+    def differentiable(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """The tensors that may want a gradient, in the order of `Gradients`."""
+        return self.hidden, self.weight, self.bias, self.class_weight
+
+    def empty_gradients(self, wanted: tuple[bool, ...]) -> Gradients:
+        """Zeros, in the dtype of the arithmetic, for the gradients that are wanted."""
         return Gradients(
             *(
                 torch.zeros(tensor.shape, dtype=self.dtype, device=tensor.device)
                 if want and tensor is not None
                 else None
-                for want, tensor in zip(wanted, (self.hidden, self.weight, self.bias), strict=True)
-            )
-        )
-
-    def cast_gradients(self, gradients: Gradients) -> Gradients:
-        """Give each gradient the dtype of what it is the gradient of."""
-        return Gradients(
-            *(
-                None if gradient is None or tensor is None else gradient.to(tensor.dtype)
-                for gradient, tensor in zip(gradients, (self.hidden, self.weight, self.bias), strict=True)
+                for want, tensor in zip(wanted, self.differentiable(), strict=True)
             )
         )
 

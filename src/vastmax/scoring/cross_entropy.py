@@ -84,7 +84,7 @@ def linear_cross_entropy(
     check_finite_number("z_loss", z_loss)
     if softcap is not None:
         check_finite_number("softcap", softcap, above=0.0)
-    if not 0.0 <= label_smoothing <= 1.0:
+    if check_finite_number("label_smoothing", label_smoothing, at_least=0.0) > 1.0:
         raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
     if sample_weight is not None:
         check_sample_weight(sample_weight, target.shape)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
-from vastmax.scoring.blocks import LinearScorer, RowStatistics
+from vastmax.scoring.blocks import Gradients, LinearScorer, RowStatistics
 from vastmax.validation import (
     check_class_rows,
     check_finite,
@@ -31,7 +33,12 @@ class _Statistics(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, scorer: LinearScorer
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        class_weight: Tensor | None,
+        scorer: LinearScorer,
     ) -> tuple[Tensor, ...]:
         with torch.autocast(hidden.device.type, enabled=False):
             buffer = scorer.buffer()
@@ -40,22 +47,30 @@ class _Statistics(torch.autograd.Function):
             statistics = RowStatistics(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
         else:
             statistics = RowStatistics(*(hidden.new_zeros(0, dtype=scorer.dtype) for _ in range(3)))
-        ctx.scorer = scorer
-        ctx.save_for_backward(hidden, weight, bias, statistics.log_partition)
+        ctx.options = scorer.options()
+        ctx.save_for_backward(*scorer.tensors(), statistics.log_partition)
         return tuple(statistics)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        log_partition = ctx.saved_tensors[3]
-        scorer: LinearScorer = ctx.scorer
-        gradients = scorer.empty_gradients(ctx.needs_input_grad[:3])
+        *tensors, log_partition = ctx.saved_tensors
+        scorer = LinearScorer(*tensors, *ctx.options)
+        gradients = scorer.empty_gradients(ctx.needs_input_grad[:4])
         with torch.autocast(log_partition.device.type, enabled=False):
             buffer = scorer.buffer()
             for rows in scorer.row_blocks():
                 row_upstream = RowStatistics(*(grad[rows] for grad in upstream))
                 scorer.backward(rows, buffer, log_partition[rows], row_upstream, gradients)
-        return *scorer.cast_gradients(gradients), None
+        return *_as_their_tensors(gradients, scorer.differentiable()), None
+
+
+def _as_their_tensors(gradients: Gradients, tensors: Iterable[Tensor | None]) -> list[Tensor | None]:
+    """Give each gradient the dtype of what it is the gradient of."""
+    return [
+        None if gradient is None or tensor is None else gradient.to(tensor.dtype)
+        for gradient, tensor in zip(gradients, tensors, strict=True)
+    ]
 
 
 class RowCoefficients(NamedTuple):
@@ -96,7 +111,7 @@ class _SummedLoss(torch.autograd.Function):
         scorer: LinearScorer,
         coefficients: RowCoefficients,
     ) -> Tensor:
-        gradients = scorer.empty_gradients(ctx.needs_input_grad[:3])
+        gradients = scorer.empty_gradients((*ctx.needs_input_grad[:3], False))
         total = hidden.new_zeros((), dtype=scorer.dtype)
         with torch.autocast(hidden.device.type, enabled=False):
             buffer = scorer.buffer()
@@ -107,35 +122,44 @@ class _SummedLoss(torch.autograd.Function):
                 scorer.backward(
                     rows, buffer, statistics.log_partition, block.gradient(statistics), gradients, probabilities
                 )
-        ctx.save_for_backward(*scorer.cast_gradients(gradients))
+        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (hidden, weight, bias)]
+        ctx.save_for_backward(*gradients[:3])
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        # Most losses are backpropagated as they are: then V x d numbers need not be multiplied by one.
-        gradients: tuple[Tensor | None, ...] = ctx.saved_tensors
-        if upstream != 1:
-            gradients = tuple(None if g is None else (g * upstream).to(g.dtype) for g in gradients)
-        return *gradients, None, None
+        # Most losses are backpropagated as they are: then V x d numbers need not be multiplied by one. Others are
+        # scaled, so that half precision does not underflow: multiplied first and rounded then.
+        scale = None if upstream == 1 else upstream
+        return (
+            *(
+                None if gradient is None else (gradient if scale is None else gradient * scale).to(dtype)
+                for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+            ),
+            None,
+            None,
+        )
 
 
 def row_statistics(scorer: LinearScorer) -> RowStatistics:
-    """Return the statistics of every row, differentiable with respect to hidden, weight and bias."""
-    return RowStatistics(*_Statistics.apply(scorer.hidden, scorer.weight, scorer.bias, scorer))  # type: ignore[no-untyped-call]
+    """Return the statistics of every row, differentiable with respect to all that a scorer holds."""
+    return RowStatistics(*_Statistics.apply(*scorer.differentiable(), scorer))  # type: ignore[no-untyped-call]
 
 
 def summed_loss(scorer: LinearScorer, coefficients: RowCoefficients) -> Tensor:
     """Return the sum of the rows' losses; the gradient, if one is wanted, is made on the way.
 
-    Coefficients that need a gradient of their own take the long way: the statistics first, then the loss.
+    Weights that need a gradient of their own take the long way: the statistics first, then the loss.
     """
+    hidden, weight, bias, class_weight = scorer.differentiable()
     wants_gradient = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (scorer.hidden, scorer.weight, scorer.bias)
+        tensor is not None and tensor.requires_grad for tensor in (hidden, weight, bias)
     )
-    if not wants_gradient or any(coefficient.requires_grad for coefficient in coefficients):
+    weights = (*coefficients, class_weight)
+    if not wants_gradient or any(tensor is not None and tensor.requires_grad for tensor in weights):
         return coefficients.per_row(row_statistics(scorer)).sum()
-    loss: Tensor = _SummedLoss.apply(scorer.hidden, scorer.weight, scorer.bias, scorer, coefficients)  # type: ignore[no-untyped-call]
+    loss: Tensor = _SummedLoss.apply(hidden, weight, bias, scorer, coefficients)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -146,8 +170,39 @@ def check_linear(
     check_class_rows("linear_weight", linear_weight)
     check_hidden("input", input, linear_weight.shape[1])
     check_per_class("linear_bias", linear_bias, linear_weight.shape[0])
+    if linear_bias is not None and linear_bias.isneginf().all():
+        raise ValueError("linear_bias: expected a class that is not masked, got -inf for every class")
     if block_size is not None:
         check_positive_int("block_size", block_size)
+
+
+def linear_logits(input: Tensor, linear_weight: Tensor, *, linear_bias: Tensor | None = None) -> Tensor:
+    r"""Return the logit of every class, $s_{rc} = h_r \cdot w_c + b_c$: the N x V tensor that all else here avoids.
+
+    Computed in at least float32, autocast or not, as the other functions of this package are.
+
+    Args:
+        input: (..., d) hidden rows.
+        linear_weight: (V, d) class rows.
+        linear_bias: (V,) or None.
+
+    Returns:
+        (..., V) logits.
+
+    Raises:
+        TypeError: a tensor of the wrong dtype.
+        ValueError: shapes that do not fit, or NaN or infinite input.
+
+    Example:
+        >>> linear_logits(torch.ones(1, 2), torch.eye(2), linear_bias=torch.tensor([0.0, 1.0]))
+        tensor([[1., 2.]])
+    """
+    check_linear(input, linear_weight, linear_bias)
+    check_finite("input", input)
+    dtype = torch.promote_types(torch.promote_types(input.dtype, linear_weight.dtype), torch.float32)
+    with torch.autocast(input.device.type, enabled=False):
+        bias = None if linear_bias is None else linear_bias.to(dtype)
+        return functional.linear(input.to(dtype), linear_weight.to(dtype), bias)
 
 
 def linear_log_partition(
