@@ -22,8 +22,8 @@ train_app = typer.Typer(help="Train one model under one head.", no_args_is_help=
 compare_app = typer.Typer(help="Train one body under several heads and compare them.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
 app.add_typer(compare_app, name="compare")
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+console = Console(highlight=False, markup=False)
+errors = Console(stderr=True, highlight=False, markup=False)
 
 Out = Annotated[Path | None, typer.Option(help="Folder for the results; runs/ and the time if omitted.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoints in --out.")]
@@ -70,9 +70,11 @@ def train_lm(
     """Train a language model and score it exactly."""
     from vastmax.study.compare import describe, describe_point
     from vastmax.tasks.lm.corpus import read_streams
+    from vastmax.tasks.lm.run import check_folder
     from vastmax.tasks.lm.train import train
 
     folder = out or new_folder("train-lm", resume)
+    check_folder(folder)
     streams = read_streams(config)
     console.print(describe(streams))
     result = train(
@@ -147,12 +149,12 @@ def run(arguments: list[str]) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
     except Interrupted as stop:
-        errors.print(f"vastmax: {stop}", soft_wrap=True, markup=False)
+        errors.print(f"vastmax: {stop}", soft_wrap=True)
         return 130
     except KeyboardInterrupt:
         errors.print("vastmax: interrupted")
         return 130
     except (ValueError, OSError) as error:
-        errors.print(f"vastmax: {error}", soft_wrap=True, markup=False)
+        errors.print(f"vastmax: {error}", soft_wrap=True)
         return 2
     return 0

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -80,6 +81,18 @@ def test_a_comparison_goes_on_where_it_stopped(compared, text, tmp_path):
     assert said.count("exact: done before") == 1
     for one, other in zip(results["heads"], again["heads"], strict=True):
         assert one["test"] == other["test"]
+        assert one["peak_bytes"] == other["peak_bytes"]
+
+
+def test_old_results_do_not_pass_for_those_of_new_options(compared):
+    folder, _, _, config = compared
+    with pytest.raises(ValueError, match="exact was begun with another lr"):
+        compare_language_models(replace(config, lr=0.5), ["exact"], folder, resume=True)
+    result = (folder / "exact" / "result.json").read_text()
+    (folder / "exact" / "result.json").write_text(result[:-20])
+    with pytest.raises(ValueError, match=r"exact/result\.json: expected a result in JSON"):
+        compare_language_models(config, ["exact"], folder, resume=True)
+    (folder / "exact" / "result.json").write_text(result)
 
 
 @pytest.mark.parametrize("heads", [[], ["exact", "exact"], ["exact", "softmax"]])
@@ -101,7 +114,10 @@ def test_peak_memory_counts_what_is_held_at_once():
 CLI_ERRORS = [
     (["compare", "lm", "--data", "/no/such/file"], "/no/such/file: no such file or folder"),
     (["compare", "lm", "--data", "{text}", "--heads", "exact,softmax"], "heads: expected one of exact"),
-    (["compare", "lm", "--data", "{text}", "--lr", "-1"], "lr: expected a finite number greater than 0, got -1.0"),
+    (
+        ["compare", "lm", "--data", "{text}", "--lr", "-1"],
+        "lr: expected a finite number greater than 0 and less than 1e+08, got -1.0",
+    ),
     (["compare", "lm", "--data", "{text}", "--budget", "1s", "--epochs", "1"], "either epochs or budget"),
     (["compare", "lm", "--data", "{text}", "--resume"], "resume: expected --out"),
     (
@@ -113,6 +129,8 @@ CLI_ERRORS = [
     (["train", "lm", "--data", "{binary}"], "binary.txt"),
     (["train", "lm", "--data", "{one}"], "one.txt"),
     (["evaluate", "{here}"], "expected the folder of a run"),
+    (["compare", "lm", "--data", "{text}", "--out", "{text}"], "out: expected the name of a folder"),
+    (["train", "lm", "--data", "no[/b]such[red].txt"], "no[/b]such[red].txt: no such file or folder"),
     (["compare", "lm", "--budget", "soon"], "budget"),
 ]
 

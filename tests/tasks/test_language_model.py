@@ -1,6 +1,7 @@
 """Training, resuming and scoring language models: what is promised to the number."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -8,15 +9,17 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import asdict
 
 import pytest
 import torch
 
+from vastmax import optim
 from vastmax.data import TokenBatches
 from vastmax.tasks.lm.config import HEADS, LMConfig, duration
 from vastmax.tasks.lm.corpus import read_streams
 from vastmax.tasks.lm.model import ExactScores, LanguageModel, learning_rate
-from vastmax.tasks.lm.train import evaluate, load_run, train
+from vastmax.tasks.lm.train import EVAL_LENGTH, EVAL_STRANDS, Interrupted, evaluate, load_run, train
 
 SMALL = {"width": 8, "num_samples": 20, "batch_size": 4, "seq_len": 8, "points": 3, "point_tokens": 100}
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")
@@ -119,6 +122,101 @@ def training_process(text, folder, *more):
         yield process
 
 
+@pytest.mark.parametrize("stop", [3, 170])
+def test_ctrl_c_ends_a_step_saves_it_and_resumes_number_for_number(text, stop, tmp_path, monkeypatch):
+    config = small(text, epochs=1.2)
+    streams = read_streams(config)
+    whole = train(config, "sampled", tmp_path / "whole", streams)
+    real = LanguageModel.training_step
+
+    def interrupted_at(self, batch, batch_idx=0):
+        if self.global_step == stop:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self, batch, batch_idx)
+
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patched:
+        patched.setattr(LanguageModel, "training_step", interrupted_at)
+        with pytest.raises(Interrupted, match=f"stopped at step {stop + 1}; .* --resume will go on from"):
+            train(config, "sampled", tmp_path / "stopped", streams)
+    assert signal.getsignal(signal.SIGINT) == before
+    assert train(config, "sampled", tmp_path / "stopped", streams, resume=True)["test"] == whole["test"]
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+
+
+def test_a_finished_run_is_not_trained_again(text, tmp_path):
+    config = small(text, epochs=None, budget=0.5)
+    streams = read_streams(config)
+    result = train(config, "exact", tmp_path / "run", streams)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
+    assert train(config, "exact", tmp_path / "run", streams, resume=True) == result
+    assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()} == before
+
+
+def test_a_run_does_not_go_on_with_another_text(text, tmp_path):
+    copy = tmp_path / "copy.txt"
+    copy.write_text(text.read_text())
+    config = small(copy, epochs=0.1)
+    train(config, "exact", tmp_path / "run", read_streams(config))
+    before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
+    copy.write_text(text.read_text().replace("w1 ", "w2 "))
+    with pytest.raises(ValueError, match="was begun with another text"):
+        train(config, "exact", tmp_path / "run", read_streams(config), resume=True)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()} == before
+
+
+def test_a_start_that_fails_leaves_nothing_behind(text, tmp_path):
+    if torch.accelerator.is_available():
+        pytest.skip("there is a GPU to run on")
+    config = small(text, device="gpu")
+    with pytest.raises(ValueError, match=r"device: expected cpu or auto .* got gpu"):
+        train(config, "exact", tmp_path / "run", read_streams(config))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_is_no_folder(text, tmp_path):
+    (tmp_path / "file").write_text("")
+    config = small(text)
+    with pytest.raises(ValueError, match="out: expected the name of a folder"):
+        train(config, "exact", tmp_path / "file" / "run", read_streams(config))
+
+
+def test_evaluations_take_the_tokens_they_are_told(text, tmp_path):
+    config = small(text, epochs=0.2, eval_tokens=50)
+    streams = read_streams(config)
+    seen = []
+    result = train(config, "exact", tmp_path / "run", streams, announce=seen.append)
+    assert result["valid"]["tokens"] == result["test"]["tokens"] == 50
+    model = load_run(tmp_path / "run")[2].eval()
+    scores = ExactScores(model)
+    for batch in TokenBatches(streams.valid[:101], EVAL_STRANDS, EVAL_LENGTH, drop_last=False):
+        scores.update(batch)
+    assert seen[-1]["perplexity"] == pytest.approx(scores.perplexity.compute(), rel=1e-6)
+
+
+def test_the_state_begins_anew_with_each_pass_and_gradients_are_clipped(text, tmp_path, monkeypatch):
+    states, norms = [], []
+    real = LanguageModel.training_step
+
+    def watched(self, batch, batch_idx=0):
+        states.append((batch_idx, self.state is None))
+        return real(self, batch, batch_idx)
+
+    def clipped(parameters, max_norm):
+        parameters = list(parameters)
+        norms.append((clip(parameters, max_norm).item(), clip(parameters, math.inf).item()))
+
+    clip = optim.clip_grad_norm_
+    monkeypatch.setattr(LanguageModel, "training_step", watched)
+    monkeypatch.setattr(optim, "clip_grad_norm_", clipped)
+    config = small(text, epochs=1.5, clip=0.05)
+    train(config, "exact", tmp_path / "run", read_streams(config))
+    assert all((batch == 0) == fresh for batch, fresh in states)
+    assert sum(batch == 0 for batch, _ in states) == 2
+    assert any(before > 0.05 for before, _ in norms)
+    assert all(after <= 0.0501 for _, after in norms)
+
+
 def test_a_killed_process_leaves_a_whole_checkpoint(text, tmp_path):
     """SIGKILL at some moment, checkpoints being written all the time."""
     with training_process(text, tmp_path / "run", "--save-every=0.001") as process:
@@ -162,6 +260,7 @@ def test_early_stopping(text, tmp_path, monkeypatch):
     monkeypatch.setattr("vastmax.tasks.lm.model.Perplexity.compute", lambda self: 100.0)
     result = train(config, "exact", tmp_path / "run", read_streams(config))
     assert len(result["curve"]) == 3
+    assert result["curve"][-1]["step"] == result["steps"]
 
 
 def test_a_run_is_not_written_over_nor_mixed_up(text, tmp_path):
@@ -172,7 +271,7 @@ def test_a_run_is_not_written_over_nor_mixed_up(text, tmp_path):
     with pytest.raises(ValueError, match=r"out: .* holds a run already; add --resume"):
         train(config, "exact", tmp_path / "run", streams)
     for other, name in ((small(text, epochs=0.1, lr=0.5), "exact"), (config, "nce")):
-        with pytest.raises(ValueError, match=r"resume: expected the options .* got another (lr|head)"):
+        with pytest.raises(ValueError, match=r"resume: .* was begun with another (lr|head)"):
             train(other, name, tmp_path / "run", streams, resume=True)
     assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()} == before
 
@@ -190,7 +289,7 @@ class Code:
         return (os.system, ("echo run by a checkpoint",))
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "foreign", "code", "other weights"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "foreign", "code", "other weights", "no weights"])
 def test_damaged_checkpoints(finished, damage, tmp_path, capfd):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
@@ -203,6 +302,8 @@ def test_damaged_checkpoints(finished, damage, tmp_path, capfd):
         path.write_text("not a checkpoint")
     elif damage == "foreign":
         torch.save({"model": torch.zeros(3)}, path)
+    elif damage == "no weights":
+        torch.save({**torch.load(path, weights_only=True), "state_dict": 3}, path)
     elif damage == "code":
         torch.save({"state_dict": Code()}, path)
     else:
@@ -212,9 +313,9 @@ def test_damaged_checkpoints(finished, damage, tmp_path, capfd):
     with pytest.raises(ValueError, match=r"last\.ckpt: expected"):
         load_run(folder)
     assert "run by a checkpoint" not in capfd.readouterr().out
-    if damage != "other weights":
-        with pytest.raises(ValueError, match=r"last\.ckpt: expected"):
-            train(small_of(folder), "exact", folder, read_streams(small_of(folder)), resume=True)
+    (folder / "result.json").unlink()
+    with pytest.raises(ValueError, match=r"last\.ckpt: expected"):
+        train(small_of(folder), "exact", folder, read_streams(small_of(folder)), resume=True)
 
 
 def small_of(folder):
@@ -226,6 +327,11 @@ def small_of(folder):
     [
         ("config.json", "{", "config.json: expected the options of a run"),
         ("config.json", '{"a": 1}', "config.json: expected the options of a run, got JSON of something else"),
+        (
+            "config.json",
+            json.dumps({**asdict(LMConfig()), "width": "8"}),
+            "config.json: width: expected an integer",
+        ),
         ("vocabulary.json", "{}", "vocabulary.json: expected"),
     ],
 )
@@ -238,16 +344,17 @@ def test_damaged_runs(finished, name, content, message, tmp_path):
 
 
 BAD_OPTIONS = [
-    ({"lr": -1.0}, "lr: expected a finite number greater than 0, got -1"),
+    ({"lr": -1.0}, "lr: expected a finite number greater than 0 and less than 1e.08, got -1"),
     ({"lr": float("nan")}, "lr"),
     ({"width": 0}, "width: expected an integer of at least 1, got 0"),
     ({"num_samples": 0}, "num_samples"),
     ({"dropout": 1.0}, "dropout"),
-    ({"power": -0.5}, "power: expected a number of at least 0"),
+    ({"power": -0.5}, "power: expected a finite number of at least 0"),
     ({"body": "gru"}, "body: expected one of lstm, transformer, got 'gru'"),
     ({"tokens": "char"}, "tokens: expected one of word, bpe"),
     ({"epochs": 1.0, "budget": 5.0}, "either epochs or budget"),
     ({"budget": 0.0}, "budget"),
+    ({"budget": 1e30}, "budget: expected a finite number greater than 0 and less than 1e.08"),
 ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +15,8 @@ from vastmax.study.memory import peak_memory
 from vastmax.tasks.lm.config import HEADS, LMConfig
 from vastmax.tasks.lm.corpus import TokenStreams, read_streams
 from vastmax.tasks.lm.model import LanguageModel
-from vastmax.tasks.lm.train import train
+from vastmax.tasks.lm.run import RunFolder, check_folder, write_json
+from vastmax.tasks.lm.train import check_device, train
 from vastmax.validation import check_choice
 
 RESULTS = "results.json"
@@ -48,22 +48,20 @@ def compare_language_models(
         raise ValueError(
             f"heads: expected distinct names out of {', '.join(HEADS)}, got {', '.join(heads) or 'none'}"
         )
-    begun = [head for head in HEADS if (folder / head / "config.json").exists()]
+    check_folder(folder)
+    begun = [head for head in HEADS if RunFolder(folder / head).options.exists()]
     if begun and not resume:
         raise ValueError(
             f"out: {folder} holds a comparison already; add --resume to go on with it, or name another"
         )
+    check_device(config.device)
 
     streams = read_streams(config)
     say(describe(streams))
     results = []
     for head in heads:
-        finished = folder / head / "result.json"
-        if finished.exists():
+        if RunFolder(folder / head).result() is not None:
             say(f"{head}: done before")
-            results.append(json.loads(finished.read_text(encoding="utf-8")))
-            continue
-        memory = step_memory(config, head, streams)
         result = train(
             config,
             head,
@@ -72,9 +70,7 @@ def compare_language_models(
             resume=resume,
             announce=lambda point, head=head: say(describe_point(head, point)),  # type: ignore[misc]
         )
-        result["peak_bytes"] = memory
-        finished.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        results.append(result)
+        results.append({**result, "peak_bytes": step_memory(config, head, streams)})
     content = {
         "vastmax": __version__,
         "machine": machine(),
@@ -82,7 +78,7 @@ def compare_language_models(
         "options": vars(config),
         "heads": results,
     }
-    (folder / RESULTS).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / RESULTS, content)
     return content
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogFormatter
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 COLUMNS = (
     "head",
@@ -36,7 +38,8 @@ def rows(results: dict[str, Any]) -> list[list[str]]:
         test = head["test"]["perplexity"]
         loss = speed = "-"
         if exact is not None:
-            loss = f"{100 * (test / exact['test']['perplexity'] - 1):+.1f}%"
+            share = 100 * (test / exact["test"]["perplexity"] - 1)
+            loss = f"{share:+.1f}%" if math.isfinite(share) else "-"
             speed = f"{head['tokens_per_second'] / exact['tokens_per_second']:.1f}x"
         table.append(
             [
@@ -57,7 +60,7 @@ def rows(results: dict[str, Any]) -> list[list[str]]:
 
 def terminal_table(results: dict[str, Any]) -> Table:
     """Return the comparison as a table for the terminal."""
-    table = Table(title=heading(results), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=Text(heading(results)), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in COLUMNS:
         # Two short lines of heading, so that ten columns fit a terminal of eighty.
         header = column.replace(" ", "\n").replace("/", "\n/")

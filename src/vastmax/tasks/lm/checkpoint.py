@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,19 @@ CONTENT = ("state_dict", "optimizer_states", "loops", "callbacks", "recurrent_st
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Write to a draft beside the checkpoint and rename it: a kill at any moment leaves the old file or the new."""
+    """Write to a draft beside the checkpoint and rename it: a kill at any moment leaves the old file or the new.
+
+    Args:
+        paused: a context to write in, which stops the training clock.
+    """
+
+    def __init__(self, paused: Callable[[], AbstractContextManager[None]]) -> None:
+        self.paused = paused
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Save `checkpoint` at `path`."""
         draft = Path(f"{path}.draft")
-        with draft.open("wb") as file:
+        with self.paused(), draft.open("wb") as file:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
@@ -42,9 +51,24 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path}: expected a whole checkpoint of tensors, got a file that is not: {reason}"
         ) from error
+    if isinstance(content, dict) and not isinstance(content.get("state_dict", {}), dict):
+        raise ValueError(f"{path}: expected the weights of a model, got {type(content['state_dict']).__name__}")
     missing = [name for name in CONTENT if not isinstance(content, dict) or name not in content]
     if missing:
         raise ValueError(
             f"{path}: expected a checkpoint of a language-model run, got one without {', '.join(missing)}"
         )
     return dict(content)
+
+
+def load_weights(model: torch.nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
+    """Load a checkpoint's weights into a model.
+
+    Raises:
+        ValueError: weights of another model.
+    """
+    try:
+        model.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: expected the weights of this run, got others: {reason}") from error

@@ -15,6 +15,8 @@ OPTIMIZERS = ("adamw", "adagrad")
 TOKENS = ("word", "bpe")
 SPLITS = ("auto", "whitespace", "words")
 DEFAULT_BUDGET = 60.0
+LIMIT = 1e8
+"""No option counts further: a hundred million seconds are three years."""
 
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -86,16 +88,12 @@ class LMConfig:
         if self.vocab_size is not None:
             check_positive_int("vocab_size", self.vocab_size)
         check_positive_int("point_tokens", self.point_tokens)
-        for name in ("lr", "clip", "save_every"):
-            check_finite_number(name, getattr(self, name), above=0.0)
-        for name in ("epochs", "budget"):
+        for name in ("lr", "clip", "save_every", "epochs", "budget"):
             if getattr(self, name) is not None:
-                check_finite_number(name, getattr(self, name), above=0.0)
-        for name in ("power", "weight_decay", "eval_tokens", "patience", "dropout"):
-            if check_finite_number(name, getattr(self, name)) < 0:
-                raise ValueError(f"{name}: expected a number of at least 0, got {getattr(self, name)}")
-        if self.dropout >= 1:
-            raise ValueError(f"dropout: expected a number in [0, 1), got {self.dropout}")
+                check_finite_number(name, getattr(self, name), above=0.0, below=LIMIT)
+        for name in ("power", "weight_decay", "eval_tokens", "patience"):
+            check_finite_number(name, getattr(self, name), at_least=0.0, below=LIMIT)
+        check_finite_number("dropout", self.dropout, at_least=0.0, below=1.0)
         if self.epochs is not None and self.budget is not None:
             raise ValueError(
                 f"budget: expected either epochs or budget, got epochs={self.epochs} and budget={self.budget}"
@@ -104,8 +102,10 @@ class LMConfig:
             object.__setattr__(self, "budget", DEFAULT_BUDGET)
 
     def save(self, path: Path, **more: Any) -> None:
-        """Write the options, and `more` entries beside them, as JSON."""
-        path.write_text(json.dumps({**asdict(self), **more}, indent=2) + "\n", encoding="utf-8")
+        """Write the options, and `more` entries beside them, as JSON, whole or not at all."""
+        draft = path.with_name(f"{path.name}.draft")
+        draft.write_text(json.dumps({**asdict(self), **more}, indent=2) + "\n", encoding="utf-8")
+        draft.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> tuple[LMConfig, dict[str, Any]]:
@@ -125,7 +125,10 @@ class LMConfig:
         if not isinstance(content, dict) or not names <= content.keys():
             raise ValueError(f"{path}: expected the options of a run, got JSON of something else")
         options = {name: content.pop(name) for name in names}
-        return cls(**options), content
+        try:
+            return cls(**options), content
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from error
 
     def differences(self, other: LMConfig) -> list[str]:
         """Name the options in which two runs differ."""

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -17,13 +22,22 @@ class Record(Callback):
     Args:
         config: the run's options.
         max_steps: steps of the run if it is counted in epochs.
+        checkpoint: where to save when the user asks to stop.
         announce: called with each point of the curve.
     """
 
-    def __init__(self, config: LMConfig, max_steps: int | None, announce: Any = None) -> None:
+    def __init__(
+        self,
+        config: LMConfig,
+        max_steps: int | None,
+        checkpoint: Path,
+        announce: Callable[[dict[str, float]], None] | None = None,
+    ) -> None:
         self.config = config
         self.max_steps = max_steps
+        self.checkpoint = checkpoint
         self.announce = announce
+        self.stop_asked = False
         self.seconds_before = 0.0
         self.started: float | None = None
         self.losses: list[float] = []
@@ -53,6 +67,32 @@ class Record(Callback):
         """Start the clock."""
         self.started = time.perf_counter()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stop the clock for a while."""
+        running = self.started is not None
+        self.pause()
+        yield
+        if running:
+            self.resume()
+
+    @contextmanager
+    def stopping_on_ctrl_c(self) -> Iterator[None]:
+        """Let the first Ctrl-C end training after the step under way; a second one ends it at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # signals reach the main thread alone
+            return
+
+        def ask(number: int, frame: Any) -> None:
+            self.stop_asked = True
+            signal.signal(signal.SIGINT, before)
+
+        before = signal.signal(signal.SIGINT, ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Start the clock."""
         self.resume()
@@ -68,10 +108,13 @@ class Record(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note the loss; end the run when its time is up."""
+        """Note the loss; end the run when its time is up or the user asks."""
         self.losses.append(outputs["loss"].item())
         if self.config.budget is not None and self.seconds >= self.config.budget:
             trainer.should_stop = True
+        if self.stop_asked:
+            trainer.save_checkpoint(self.checkpoint)
+            raise KeyboardInterrupt
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Stop the clock."""
@@ -79,13 +122,16 @@ class Record(Callback):
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Add a point to the curve and start the clock."""
-        perplexity = trainer.callback_metrics["perplexity"].item()
+        self.add_point(trainer.callback_metrics["perplexity"].item())
+        self.resume()
+
+    def add_point(self, perplexity: float) -> None:
+        """Add a point to the curve."""
         self.curve.append(
             {"step": self.steps, "tokens": self.tokens, "seconds": self.seconds, "perplexity": perplexity}
         )
         if self.announce is not None:
             self.announce(self.curve[-1])
-        self.resume()
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Stop the clock."""

@@ -1,0 +1,97 @@
+"""A run's folder: what was asked, on which text, how far it got."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from vastmax.tasks.lm.config import LMConfig
+from vastmax.tasks.lm.corpus import TokenStreams
+
+RESULT_KEYS = {"head", "steps", "tokens", "seconds", "tokens_per_second", "ms_per_step", "curve", "valid", "test"}
+
+
+class RunFolder:
+    """The files of one run. A run is its options, its head and its text; a folder holds one.
+
+    Args:
+        path: the folder, which need not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.options = path / "config.json"
+        self.vocabulary = path / "vocabulary.json"
+        self.checkpoint = path / "last.ckpt"
+        self.losses = path / "losses.csv"
+        self.results = path / "result.json"
+
+    def begin(self, config: LMConfig, head: str, streams: TokenStreams, *, resume: bool) -> None:
+        """Make the folder for a run, or find that run in it; nothing that is there is changed.
+
+        Raises:
+            ValueError: the folder holds another run, or this one and `resume` was not asked for.
+        """
+        check_folder(self.path)
+        text = fingerprint(streams)
+        if not self.options.exists():
+            self.path.mkdir(parents=True, exist_ok=True)
+            streams.vocabulary.save(self.vocabulary)
+            config.save(self.options, head=head, text=text)
+            return
+        if not resume:
+            raise ValueError(f"out: {self.path} holds a run already; add --resume to go on, or name another folder")
+        saved, more = LMConfig.load(self.options)
+        different = saved.differences(config)
+        different += [name for name, value in (("head", head), ("text", text)) if more.get(name) != value]
+        if different:
+            raise ValueError(f"resume: {self.path} was begun with another {', '.join(different)}")
+
+    def result(self) -> dict[str, Any] | None:
+        """Return the result of a run that is done, None of one that is not.
+
+        Raises:
+            ValueError: a file that is damaged.
+        """
+        if not self.results.exists():
+            return None
+        try:
+            result = json.loads(self.results.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(
+                f"{self.results}: expected a result in JSON, got a file that is not: {error}"
+            ) from error
+        if not isinstance(result, dict) or not result.keys() >= RESULT_KEYS:
+            raise ValueError(f"{self.results}: expected the result of a run, got JSON of something else")
+        return result
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write the result of a run, whole or not at all."""
+        write_json(self.results, result)
+
+
+def check_folder(path: Path) -> None:
+    """Raise ValueError if results cannot be put in a folder of that name."""
+    for place in (path, *path.parents):
+        if place.exists():
+            if not place.is_dir():
+                raise ValueError(f"out: expected the name of a folder, got {path}, and {place} is a file")
+            return
+
+
+def fingerprint(streams: TokenStreams) -> str:
+    """Return a hash of a text's tokens, to tell whether a run goes on with the text it was begun with."""
+    digest = hashlib.sha256()
+    for stream in (streams.train, streams.valid, streams.test):
+        digest.update(len(stream).to_bytes(8, "little"))
+        digest.update(stream.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON to a draft beside the file and rename it."""
+    draft = path.with_name(f"{path.name}.draft")
+    draft.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    draft.replace(path)
