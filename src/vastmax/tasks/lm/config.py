@@ -71,7 +71,7 @@ class LMConfig:
     )
     points: int = option(10, "Evaluations during training, the points of the curves.")
     point_tokens: int = option(20_000, "Validation tokens of such an evaluation.")
-    eval_tokens: int = option(0, "Tokens of the final validation and test, each; 0 for all.")
+    eval_tokens: int = option(250_000, "Most tokens of the final validation and of the test; 0 for all there are.")
     patience: int = option(0, "Stop after this many evaluations without a better one; 0 to run to the end.")
     save_every: float = option(60.0, "Seconds between checkpoints.")
     seed: int = option(0, "Seed of initial weights, dropout and draws.")
