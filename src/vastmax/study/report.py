@@ -81,7 +81,7 @@ def verdict(results: dict[str, Any]) -> str:
     exact = next((head for head in results["heads"] if head["head"] == "exact"), None)
     if exact is not None and best is not exact:
         share = 100 * (best["test"]["perplexity"] / exact["test"]["perplexity"] - 1)
-        said += f" {best['head']} is at {share:+.1f}% of the exact head's perplexity, {given(results)}."
+        said += f" {best['head']} is {-share:.1f}% below the exact head's perplexity, {given(results)}."
     return said
 
 
@@ -89,7 +89,7 @@ def given(results: dict[str, Any]) -> str:
     """Say what every head was given."""
     options = results["options"]
     if options["epochs"] is not None:
-        return f"after {options['epochs']:g} epochs each"
+        return f"after {options['epochs']:g} epoch{'' if options['epochs'] == 1 else 's'} each"
     return f"after {options['budget']:g} s of training each"
 
 
