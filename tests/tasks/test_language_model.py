@@ -151,6 +151,11 @@ def test_a_finished_run_is_not_trained_again(text, tmp_path):
     before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
     assert train(config, "exact", tmp_path / "run", streams, resume=True) == result
     assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()} == before
+    (tmp_path / "run" / "result.json").unlink()  # as if killed while the final scores were made
+    again = train(config, "exact", tmp_path / "run", streams, resume=True)
+    assert {name: again[name] for name in ("steps", "curve", "valid", "test")} == {
+        name: result[name] for name in ("steps", "curve", "valid", "test")
+    }
 
 
 def test_a_run_does_not_go_on_with_another_text(text, tmp_path):

@@ -63,7 +63,7 @@ def terminal_table(results: dict[str, Any]) -> Table:
     table = Table(title=Text(heading(results)), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in COLUMNS:
         # Two short lines of heading, so that ten columns fit a terminal of eighty.
-        header = column.replace(" ", "\n").replace("/", "\n/")
+        header = column.replace(" ", "\n").replace("/", "\n/").replace("-", "-\n")
         table.add_column(header, justify="left" if column == "head" else "right", no_wrap=True)
     for row in rows(results):
         table.add_row(*row)

@@ -94,7 +94,9 @@ class Record(Callback):
             signal.signal(signal.SIGINT, before)
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock, unless a resumed run has used up its time."""
+        if self.config.budget is not None and self.seconds >= self.config.budget:
+            trainer.should_stop = True
         self.resume()
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
