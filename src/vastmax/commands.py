@@ -29,8 +29,13 @@ Out = Annotated[Path | None, typer.Option(help="Folder for the results; runs/ an
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoints in --out.")]
 
 
-def with_options_of(config: type[LMConfig]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command one option per field of a configuration, passed to it as one object named `config`."""
+def with_options_of(
+    config: type[LMConfig], **length: float
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command one option per field of a configuration, passed to it as one object named `config`.
+
+    `length`, `epochs` or `budget`, is that of a run for which the user names neither.
+    """
     hints = get_type_hints(config)
     options = [
         inspect.Parameter(
@@ -47,6 +52,8 @@ def with_options_of(config: type[LMConfig]) -> Callable[[Callable[..., None]], C
 
         def wrapped(**given: Any) -> None:
             chosen = {field.name: given.pop(field.name) for field in fields(config)}
+            if chosen["epochs"] is None and chosen["budget"] is None:
+                chosen |= length
             command(config=config(**chosen), **given)
 
         wrapped.__doc__ = command.__doc__
@@ -60,14 +67,14 @@ def with_options_of(config: type[LMConfig]) -> Callable[[Callable[..., None]], C
 
 
 @train_app.command("lm")
-@with_options_of(LMConfig)
+@with_options_of(LMConfig, epochs=1.0)
 def train_lm(
     config: LMConfig,
     head: Annotated[str, typer.Option(help=f"Output layer: {', '.join(HEADS)}.")] = "sampled",
     out: Out = None,
     resume: Resume = False,
 ) -> None:
-    """Train a language model and score it exactly."""
+    """Train a language model, for one epoch unless told otherwise, and score it exactly."""
     from vastmax.study.compare import describe, describe_point
     from vastmax.tasks.lm.corpus import read_streams
     from vastmax.tasks.lm.run import check_folder
@@ -90,14 +97,14 @@ def train_lm(
 
 
 @compare_app.command("lm")
-@with_options_of(LMConfig)
+@with_options_of(LMConfig, budget=60.0)
 def compare_lm(
     config: LMConfig,
     heads: Annotated[str, typer.Option(help="Output layers, with commas between.")] = ",".join(HEADS),
     out: Out = None,
     resume: Resume = False,
 ) -> None:
-    """Compare output layers of a language model: cost, exact perplexity, spread of log Z."""
+    """Compare output layers of a language model, 60 s of training each unless told otherwise."""
     from vastmax.study.compare import compare_language_models
     from vastmax.study.report import terminal_table, verdict, write_report
 

@@ -151,6 +151,22 @@ def test_bad_input_is_one_line_and_status_two(text, arguments, message, tmp_path
     assert not (tmp_path / "runs").exists()
 
 
+def test_how_long_a_run_is_when_nothing_says_so(text, tmp_path, monkeypatch):
+    """A comparison gets the same time, a training one pass: the latter resumes number for number."""
+    seen = []
+
+    def stop(config, *_, **__):
+        seen.append((config.epochs, config.budget))
+        raise ValueError("seen")
+
+    monkeypatch.setattr("vastmax.study.compare.compare_language_models", stop)
+    monkeypatch.setattr("vastmax.tasks.lm.train.train", stop)
+    for kind in ("compare", "train"):
+        for more in ([], ["--epochs=2"], ["--budget=5s"]):
+            assert run([kind, "lm", f"--data={text}", f"--out={tmp_path}", *more]) == 2
+    assert seen == [(None, 60.0), (2.0, None), (None, 5.0), (1.0, None), (2.0, None), (None, 5.0)]
+
+
 def test_the_command_from_end_to_end(text, tmp_path, capsys):
     options = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
     folder = tmp_path / "out"

@@ -14,7 +14,6 @@ BODIES = ("lstm", "transformer")
 OPTIMIZERS = ("adamw", "adagrad")
 TOKENS = ("word", "bpe")
 SPLITS = ("auto", "whitespace", "words")
-DEFAULT_BUDGET = 60.0
 LIMIT = 1e8
 """No option counts further: a hundred million seconds are three years."""
 
@@ -99,7 +98,7 @@ class LMConfig:
                 f"budget: expected either epochs or budget, got epochs={self.epochs} and budget={self.budget}"
             )
         if self.epochs is None and self.budget is None:
-            object.__setattr__(self, "budget", DEFAULT_BUDGET)
+            object.__setattr__(self, "epochs", 1.0)
 
     def save(self, path: Path, **more: Any) -> None:
         """Write the options, and `more` entries beside them, as JSON, whole or not at all."""
