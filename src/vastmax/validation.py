@@ -74,13 +74,31 @@ def check_ids(name: str, ids: Tensor, num_classes: int) -> None:
         raise ValueError(f"{name}: expected class ids in [0, {num_classes}), got {ids[place].item()} at {place}")
 
 
-def check_target(target: Tensor, rows: torch.Size, num_classes: int, ignore_index: int | None = None) -> None:
+def check_target(target: Tensor, rows: Sequence[int], num_classes: int, ignore_index: int | None = None) -> None:
     """Raise unless `target` holds one int64 class id per row, in range or equal to `ignore_index`."""
-    if isinstance(target, Tensor) and target.shape != rows:
+    if isinstance(target, Tensor) and target.shape != tuple(rows):
         raise ValueError(f"target: expected shape {tuple(rows)}, one class id per row, got {tuple(target.shape)}")
     if ignore_index is not None and isinstance(target, Tensor) and target.dtype == torch.int64:
         target = target.masked_fill(target == ignore_index, 0)
     check_ids("target", target, num_classes)
+
+
+def check_distribution(name: str, probability: Tensor, shape: Sequence[int]) -> None:
+    """Raise unless `probability` has this shape and its last axis holds probabilities that sum to one."""
+    if probability.shape != tuple(shape):
+        raise ValueError(
+            f"{name}: expected shape {tuple(shape)}, the probability of every class, got {tuple(probability.shape)}"
+        )
+    # A distribution in its own precision: a sum of V rounded numbers is off by about sqrt(V) roundings.
+    rounding = max(torch.finfo(probability.dtype).eps, torch.finfo(torch.float32).eps)
+    tolerance = 4 * rounding * max(4.0, probability.shape[-1] ** 0.5)
+    sums = probability.detach().double().sum(-1)
+    if (probability < 0).any() or not ((sums - 1).abs() <= tolerance).all():
+        worst = sums.flatten()[(sums - 1).abs().argmax()].item()
+        least = probability.min().item()
+        raise ValueError(
+            f"{name}: expected probabilities that sum to 1, got a sum of {worst:g}, a smallest entry of {least:g}"
+        )
 
 
 def check_class_rows(name: str, weight: Tensor) -> None:

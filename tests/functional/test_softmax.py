@@ -124,7 +124,7 @@ def test_gradients_are_finite_where_a_class_is_masked():
         (
             lambda: F.kl_divergence(LOGITS, F.softmax(LOGITS)[0]),
             ValueError,
-            "target: expected probabilities of shape",
+            r"target: expected shape \(3, 4, 6\), the probability",
         ),
         (lambda: F.kl_divergence(LOGITS, -F.softmax(LOGITS)), ValueError, "smallest entry of -"),
     ],

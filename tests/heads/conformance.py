@@ -20,9 +20,21 @@ class Case:
 
     build: Callable[..., heads.Head]
     options: dict = field(default_factory=dict)
-    unique: bool = False
-    flat: bool = True
     sampled: bool = True
+    """It takes `sampler` and `num_samples`, and `generator` when called."""
+    unique: bool = False
+    """Its sampler draws sets of distinct classes."""
+    draws: bool | None = None
+    """Its loss depends on draws; so it does if `sampled`, unless said otherwise."""
+    sparse: bool | None = None
+    """It takes `sparse`; so it does if `sampled`, unless said otherwise."""
+    flat: bool = True
+    """Its parameters are those of `nn.Linear`."""
+
+    def __post_init__(self) -> None:
+        for name in ("draws", "sparse"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, self.sampled)
 
     def make(self, num_classes=V, dim=D, dtype=torch.float64, **options):
         torch.manual_seed(5)
@@ -31,6 +43,10 @@ class Case:
             merged.setdefault("sampler", samplers.Unigram(counts(num_classes), unique=self.unique))
             merged.setdefault("num_samples", min(3, num_classes))
         return self.build(dim, num_classes, dtype=dtype, **merged)
+
+
+def nce_with_proposal(dim, num_classes, *, unique=False, **options):
+    return heads.NCE(dim, num_classes, proposal=samplers.Uniform(num_classes, unique=unique), **options)
 
 
 CASES = {
@@ -45,7 +61,24 @@ CASES = {
     "NCE, sparse, per row": Case(heads.NCE, {"sparse": True, "shared": False}),
     "NCE, distinct": Case(heads.NCE, unique=True),
     "NCE, no bias": Case(heads.NCE, {"bias": False}),
+    "NCE, fixed log-partition": Case(heads.NCE, {"log_partition": 1.5}),
+    "NCE, learned log-partition": Case(heads.NCE, {"log_partition": "learned"}, flat=False),
+    "NCE, conditional log-partition": Case(heads.NCE, {"log_partition": "conditional", "sparse": True}, flat=False),
+    "NCE, penalty": Case(heads.NCE, {"z_loss": 0.3}),
+    "NCE, proposal": Case(nce_with_proposal),
+    "NCE, distinct proposal, per row": Case(nce_with_proposal, {"unique": True, "shared": False}),
     "NegativeSampling": Case(heads.NegativeSampling),
     "NegativeSampling, sparse": Case(heads.NegativeSampling, {"sparse": True}),
     "NegativeSampling, per row, distinct": Case(heads.NegativeSampling, {"shared": False}, unique=True),
+    "NegativeSampling, calibrated": Case(heads.NegativeSampling, {"calibration": 0.75}),
+    "OneVsEach": Case(heads.OneVsEach),
+    "OneVsEach, sparse, per row": Case(heads.OneVsEach, {"sparse": True, "shared": False}),
+    "OneVsEach, distinct": Case(heads.OneVsEach, unique=True),
+    "ImportanceSampledSoftmax": Case(heads.ImportanceSampledSoftmax),
+    "ImportanceSampledSoftmax, sparse, per row": Case(
+        heads.ImportanceSampledSoftmax, {"sparse": True, "shared": False}
+    ),
+    "ImportanceSampledSoftmax, per row, distinct": Case(
+        heads.ImportanceSampledSoftmax, {"shared": False}, unique=True
+    ),
 }

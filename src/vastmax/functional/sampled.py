@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vastmax.reduction import reduce_rows
-from vastmax.validation import check_finite
+from vastmax.validation import check_finite, check_finite_number
 
 
 def sampled_softmax_loss(
@@ -71,21 +71,25 @@ def nce_loss(
     target_log_count: Tensor,
     sampled_log_count: Tensor,
     *,
+    sampled_log_weight: Tensor | None = None,
     mask: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
     r"""Return the loss of noise-contrastive estimation: telling the target from the noise, one class at a time.
 
-    $$\ell = -\log \sigma(s_y - \log m_y) - \sum_j \log \sigma(-(s_j - \log m_j))$$
+    $$\ell = -\log \sigma(s_y - \log m_y) - \sum_j w_j \log \sigma(-(s_j - \log m_j))$$
 
     Its optimum is $s_c = \log p_c$, normalised by itself, for any number of candidates; its gradient tends to
-    that of maximum likelihood as their number grows.
+    that of maximum likelihood as their number grows. The weights are 1, or where the candidates come from another
+    distribution than the noise that they stand for, importance weights: expected count under the noise over
+    expected count as drawn.
 
     Args:
         target_logit: (N,), or any leading shape (...).
         sampled_logit: (N, K).
         target_log_count: (N,) log expected count of each row's target: log(k q) of k independent draws.
-        sampled_log_count: (K,) or (N, K) log expected count of each candidate.
+        sampled_log_count: (K,) or (N, K) log expected count of each candidate under the noise.
+        sampled_log_weight: (K,) or (N, K) log of the weight of each candidate; 0 if omitted.
         mask: (N, K) bool, True where a candidate is left out.
         reduction: `"mean"`, `"sum"` or `"none"`.
 
@@ -106,22 +110,123 @@ def nce_loss(
         True
     """
     target, sampled = _corrected(target_logit, sampled_logit, target_log_count, sampled_log_count, mask)
-    return reduce_rows(functional.softplus(-target) + functional.softplus(sampled).sum(-1), reduction=reduction)
+    noise = functional.softplus(sampled)
+    if sampled_log_weight is not None:
+        _check_candidates("sampled_log_weight", sampled_log_weight, sampled_logit)
+        noise = noise * sampled_log_weight.to(noise.dtype).exp()
+    return reduce_rows(functional.softplus(-target) + noise.sum(-1), reduction=reduction)
 
 
 def negative_sampling_loss(
-    target_logit: Tensor, sampled_logit: Tensor, *, mask: Tensor | None = None, reduction: str = "mean"
+    target_logit: Tensor,
+    sampled_logit: Tensor,
+    *,
+    positive_weight: float = 1.0,
+    mask: Tensor | None = None,
+    reduction: str = "mean",
 ) -> Tensor:
     r"""Return the negative-sampling loss of word2vec.
 
-    $$\ell = -\log \sigma(s_y) - \sum_j \log \sigma(-s_j)$$
+    $$\ell = -\beta \log \sigma(s_y) - \sum_j \log \sigma(-s_j)$$
 
-    Its optimum is $s_c = \log (p_c / m_c)$, the pointwise mutual information less $\log k$ where the candidates
-    are k independent draws from the classes' frequencies: not a log-probability.
+    Its optimum is $s_c = \log (\beta p_c / m_c)$: with $\beta = 1$ and k independent draws from the classes'
+    frequencies, the pointwise mutual information less $\log k$. Not a log-probability.
 
     Args:
         target_logit: (N,), or any leading shape (...).
         sampled_logit: (N, K).
+        positive_weight: $\beta$, greater than 0; other than 1 in generalised binary cross-entropy (gBCE).
+        mask: (N, K) bool, True where a candidate is left out.
+        reduction: `"mean"`, `"sum"` or `"none"`.
+
+    Returns:
+        A scalar, or (N,) with `reduction="none"`, in nats; at least float32.
+
+    Raises:
+        ValueError: shapes that do not fit, or a `positive_weight` that is not greater than 0.
+
+    References:
+        Mikolov et al., Distributed Representations of Words and Phrases and their Compositionality, 2013.
+        Levy and Goldberg, Neural Word Embedding as Implicit Matrix Factorization, 2014.
+        Petrov and Macdonald, gSASRec: Reducing Overconfidence in Sequential Recommendation Trained with Negative
+        Sampling, 2023.
+
+    Example:
+        >>> loss = negative_sampling_loss(torch.zeros(1), torch.zeros(1, 2))
+        >>> torch.allclose(loss, 3 * torch.tensor(2.0).log())
+        True
+    """
+    check_finite_number("positive_weight", positive_weight, above=0.0)
+    target, sampled = _uncorrected(target_logit, sampled_logit, mask)
+    positive = positive_weight * functional.softplus(-target)
+    return reduce_rows(positive + functional.softplus(sampled).sum(-1), reduction=reduction)
+
+
+def one_vs_each_loss(
+    target_logit: Tensor,
+    sampled_logit: Tensor,
+    *,
+    sampled_log_count: Tensor | None = None,
+    mask: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    r"""Return the one-vs-each loss: an upper bound on the cross-entropy, a sum over pairs of classes.
+
+    $$\ell = \sum_j \frac 1 {m_j} \log \left(1 + e^{s_j - s_y}\right)$$
+
+    With every class but the target as candidates, each counting 1, it is at least $-\log p_y$, with equality for
+    two classes. With the expected counts of sampled candidates, hits left out by `mask`, it is an estimate of
+    that sum without bias: k uniform ones of the V - 1 count (V - 1) / k each.
+
+    Args:
+        target_logit: (N,), or any leading shape (...).
+        sampled_logit: (N, K).
+        sampled_log_count: (K,) or (N, K) log expected count of each candidate; 0 if omitted.
+        mask: (N, K) bool, True where a candidate is left out, as one equal to the target must be.
+        reduction: `"mean"`, `"sum"` or `"none"`.
+
+    Returns:
+        A scalar, or (N,) with `reduction="none"`, in nats; at least float32.
+
+    Raises:
+        ValueError: shapes that do not fit.
+
+    References:
+        Titsias, One-vs-Each Approximation to Softmax for Scalable Estimation of Probabilities, 2016.
+
+    Example:
+        >>> s = torch.tensor([[2.0, 1.0]])
+        >>> torch.allclose(one_vs_each_loss(s[:, 0], s[:, 1:]), -s.log_softmax(-1)[0, 0])
+        True
+    """
+    target, sampled = _uncorrected(target_logit, sampled_logit, mask)
+    pairs = functional.softplus(sampled - target.unsqueeze(-1))
+    if sampled_log_count is not None:
+        _check_candidates("sampled_log_count", sampled_log_count, sampled_logit)
+        pairs = pairs * sampled_log_count.neg().to(pairs.dtype).exp()
+    return reduce_rows(pairs.sum(-1), reduction=reduction)
+
+
+def importance_sampled_softmax_loss(
+    target_logit: Tensor,
+    sampled_logit: Tensor,
+    sampled_log_count: Tensor,
+    *,
+    mask: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    r"""Return the cross-entropy with the log-partition estimated from the candidates alone.
+
+    $$\ell = -s_y + \log \sum_j e^{s_j - \log m_j}$$
+
+    Its gradient weighs the candidates by $w_j = e^{s_j} / m_j$, normalised: self-normalised importance sampling,
+    whose bias falls as 1 / k. The target is not corrected, and accidental hits stay. A row without candidates has
+    no estimate and counts for nothing.
+
+    Args:
+        target_logit: (N,), or any leading shape (...).
+        sampled_logit: (N, K).
+        sampled_log_count: (K,) or (N, K) log expected count of each candidate.
         mask: (N, K) bool, True where a candidate is left out.
         reduction: `"mean"`, `"sum"` or `"none"`.
 
@@ -132,19 +237,75 @@ def negative_sampling_loss(
         ValueError: shapes that do not fit.
 
     References:
-        Mikolov et al., Distributed Representations of Words and Phrases and their Compositionality, 2013.
-        Levy and Goldberg, Neural Word Embedding as Implicit Matrix Factorization, 2014.
+        Bengio and Senecal, Adaptive Importance Sampling to Accelerate Training of a Neural Probabilistic Language
+        Model, 2008.
 
     Example:
-        >>> loss = negative_sampling_loss(torch.zeros(1), torch.zeros(1, 2))
-        >>> torch.allclose(loss, 3 * torch.tensor(2.0).log())
+        >>> s = torch.tensor([[2.0, 1.0, 0.0]])  # every class a candidate once, so the exact cross-entropy
+        >>> torch.allclose(importance_sampled_softmax_loss(s[:, 0], s, torch.zeros(3)), -s.log_softmax(-1)[0, 0])
         True
     """
-    zero = torch.zeros((), dtype=torch.float32, device=target_logit.device)
-    target, sampled = _corrected(
-        target_logit, sampled_logit, zero.expand(target_logit.shape), zero.expand(sampled_logit.shape), mask
-    )
-    return reduce_rows(functional.softplus(-target) + functional.softplus(sampled).sum(-1), reduction=reduction)
+    target, _ = _uncorrected(target_logit, sampled_logit, mask)
+    log_partition = log_partition_estimate(sampled_logit, sampled_log_count, mask=mask)
+    without = log_partition.isneginf()
+    loss = log_partition.masked_fill(without, 0.0) - target
+    return reduce_rows(loss, reduction=reduction, ignored=without)
+
+
+def log_partition_estimate(
+    sampled_logit: Tensor, sampled_log_count: Tensor, *, mask: Tensor | None = None
+) -> Tensor:
+    r"""Return the log of the importance-sampling estimate of each row's partition.
+
+    $$\log \hat Z = \log \sum_j e^{s_j - \log m_j}, \qquad \mathbb{E}\, \hat Z = \sum_c e^{s_c}$$
+
+    Args:
+        sampled_logit: (..., K).
+        sampled_log_count: (K,) or (..., K) log expected count of each candidate.
+        mask: (..., K) bool, True where a candidate is left out.
+
+    Returns:
+        (...) in nats, -inf in a row without candidates; at least float32.
+
+    Raises:
+        ValueError: shapes that do not fit.
+
+    Example:
+        >>> log_partition_estimate(torch.zeros(2), torch.tensor([0.25, 0.5]).log()).exp()  # 4 + 2
+        tensor(6.)
+    """
+    log_ratio = _log_ratio(sampled_logit, sampled_log_count, mask)
+    empty = log_ratio.isneginf().all(-1)
+    # Filled before the sum and emptied after it: the gradient of a logsumexp of nothing is nan.
+    return log_ratio.masked_fill(empty.unsqueeze(-1), 0.0).logsumexp(-1).masked_fill(empty, -torch.inf)
+
+
+def effective_sample_size(
+    sampled_logit: Tensor, sampled_log_count: Tensor, *, mask: Tensor | None = None
+) -> Tensor:
+    r"""Return how many equally weighted candidates the importance weights of a row are worth.
+
+    $$\text{ESS} = \frac{(\sum_j w_j)^2}{\sum_j w_j^2}, \qquad w_j = e^{s_j} / m_j$$
+
+    Args:
+        sampled_logit: (..., K).
+        sampled_log_count: (K,) or (..., K) log expected count of each candidate.
+        mask: (..., K) bool, True where a candidate is left out.
+
+    Returns:
+        (...) between 1 and K, 0 in a row without candidates; at least float32.
+
+    Raises:
+        ValueError: shapes that do not fit.
+
+    Example:
+        >>> effective_sample_size(torch.zeros(4), torch.zeros(4))
+        tensor(4.)
+    """
+    log_weight = _log_ratio(sampled_logit, sampled_log_count, mask)
+    log_weight = log_weight - log_weight.detach().amax(-1, keepdim=True).nan_to_num(neginf=0.0)
+    weight = log_weight.exp()
+    return weight.sum(-1).square() / weight.square().sum(-1).clamp(min=torch.finfo(weight.dtype).tiny)
 
 
 def _corrected(
@@ -155,20 +316,45 @@ def _corrected(
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Subtract the log counts; a candidate that is left out becomes -inf."""
+    target, _ = _uncorrected(target_logit, sampled_logit, mask)
+    if target_log_count.shape != target.shape:
+        raise ValueError(
+            f"target_log_count: expected shape {tuple(target.shape)}, got {tuple(target_log_count.shape)}"
+        )
+    check_finite("target_log_count", target_log_count)
+    return target - target_log_count.to(target.dtype), _log_ratio(sampled_logit, sampled_log_count, mask)
+
+
+def _uncorrected(target_logit: Tensor, sampled_logit: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The logits in at least float32; a candidate that is left out becomes -inf."""
     rows = target_logit.shape
     if sampled_logit.shape[:-1] != rows or sampled_logit.ndim == 0:
         raise ValueError(f"sampled_logit: expected shape {(*rows, 'K')}, got {tuple(sampled_logit.shape)}")
-    if target_log_count.shape != rows:
-        raise ValueError(f"target_log_count: expected shape {tuple(rows)}, got {tuple(target_log_count.shape)}")
-    if sampled_log_count.shape not in (sampled_logit.shape, sampled_logit.shape[-1:]):
+    return _wide(target_logit), _masked(_wide(sampled_logit), mask)
+
+
+def _log_ratio(sampled_logit: Tensor, sampled_log_count: Tensor, mask: Tensor | None) -> Tensor:
+    """Logit less log count: the log of the term that each candidate adds to an estimate of Z."""
+    _check_candidates("sampled_log_count", sampled_log_count, sampled_logit)
+    logit = _wide(sampled_logit)
+    return _masked(logit - sampled_log_count.to(logit.dtype), mask)
+
+
+def _masked(sampled: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return sampled
+    if mask.shape != sampled.shape:
+        raise ValueError(f"mask: expected shape {tuple(sampled.shape)}, got {tuple(mask.shape)}")
+    return sampled.masked_fill(mask, -torch.inf)
+
+
+def _check_candidates(name: str, values: Tensor, sampled_logit: Tensor) -> None:
+    if values.shape not in (sampled_logit.shape, sampled_logit.shape[-1:]):
         raise ValueError(
-            f"sampled_log_count: expected shape {tuple(sampled_logit.shape[-1:])} or {tuple(sampled_logit.shape)}, "
-            f"got {tuple(sampled_log_count.shape)}"
+            f"{name}: expected shape {tuple(sampled_logit.shape[-1:])} or {tuple(sampled_logit.shape)}, "
+            f"got {tuple(values.shape)}"
         )
-    if mask is not None and mask.shape != sampled_logit.shape:
-        raise ValueError(f"mask: expected shape {tuple(sampled_logit.shape)}, got {tuple(mask.shape)}")
-    check_finite("target_log_count", target_log_count)
-    dtype = torch.promote_types(target_logit.dtype, torch.float32)
-    target = target_logit.to(dtype) - target_log_count.to(dtype)
-    sampled = sampled_logit.to(dtype) - sampled_log_count.to(dtype)
-    return target, sampled if mask is None else sampled.masked_fill(mask, -torch.inf)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

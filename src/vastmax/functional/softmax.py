@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vastmax.reduction import reduce_rows
-from vastmax.validation import check_target
+from vastmax.validation import check_distribution, check_target
 
 
 def hardmax(logits: Tensor, dim: int = -1) -> Tensor:
@@ -201,20 +201,8 @@ def check_logits(logits: Tensor, dim: int) -> None:
 
 def _log_softmax_and_target(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     check_logits(logits, -1)
-    if target.shape != logits.shape:
-        raise ValueError(
-            f"target: expected probabilities of shape {tuple(logits.shape)}, got {tuple(target.shape)}"
-        )
+    check_distribution("target", target, logits.shape)
     log_p = functional.log_softmax(_wide(logits), -1)
-    # A distribution in its own precision: a sum of V rounded numbers is off by about sqrt(V) roundings.
-    tolerance = 4 * torch.finfo(target.dtype).eps * max(4.0, target.shape[-1] ** 0.5)
-    sums = target.detach().to(log_p.dtype).sum(-1)
-    if (target < 0).any() or not ((sums - 1).abs() <= tolerance).all():
-        worst = sums.flatten()[(sums - 1).abs().argmax()].item() if sums.numel() else 1.0
-        least = target.min().item()
-        raise ValueError(
-            f"target: expected probabilities that sum to 1, got a sum of {worst:g}, a smallest entry of {least:g}"
-        )
     return log_p, target.to(log_p.dtype)
 
 

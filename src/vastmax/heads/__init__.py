@@ -1,7 +1,21 @@
-"""Output layers: parameters + sampler + scoring + loss, behind one interface."""
+"""Heads: modules that turn hidden rows and targets into a training loss, and know their exact probabilities."""
 
 from vastmax.heads.base import FlatHead, Head
-from vastmax.heads.sampled import NCE, NegativeSampling, SampledHead, SampledSoftmax
+from vastmax.heads.nce import NCE
+from vastmax.heads.negative_sampling import NegativeSampling, OneVsEach
+from vastmax.heads.sampled_head import SampledHead, Scores
+from vastmax.heads.sampled_softmax import ImportanceSampledSoftmax, SampledSoftmax
 from vastmax.heads.softmax import Softmax
 
-__all__ = ["NCE", "FlatHead", "Head", "NegativeSampling", "SampledHead", "SampledSoftmax", "Softmax"]
+__all__ = [
+    "NCE",
+    "FlatHead",
+    "Head",
+    "ImportanceSampledSoftmax",
+    "NegativeSampling",
+    "OneVsEach",
+    "SampledHead",
+    "SampledSoftmax",
+    "Scores",
+    "Softmax",
+]

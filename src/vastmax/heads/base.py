@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from vastmax.reduction import REDUCTIONS, check_sample_weight
+from vastmax.reduction import REDUCTIONS, check_sample_weight, reduce_rows
 from vastmax.scoring import linear_cross_entropy, linear_log_partition, linear_logits, linear_topk
 from vastmax.scoring.top import TopK
 from vastmax.validation import (
     check_choice,
+    check_distribution,
     check_finite,
     check_hidden,
     check_per_class,
@@ -22,7 +24,18 @@ from vastmax.validation import (
 
 
 class Head(nn.Module, ABC):
-    """An output layer: a loss to train with, and exact probabilities whatever that loss is.
+    r"""An output layer: a loss to train with, and exact probabilities whatever that loss is.
+
+    A target is one true class per row, (...); or several, (..., T), of which each has an equal share of the row
+    and `ignore_index` fills the places left over,
+
+    $$\ell_r = \frac{1}{T_r} \sum_t \ell(h_r, y_{rt});$$
+
+    or, in heads that train with the exact cross-entropy, the classes' probabilities, floating (..., V),
+
+    $$\ell_r = -\sum_c t_{rc} \log p_{rc}.$$
+
+    A subclass states `_row_nll`, and `_row_loss` if it trains with another loss than that.
 
     Args:
         in_features: d, the size of a hidden row.
@@ -30,6 +43,9 @@ class Head(nn.Module, ABC):
         ignore_index: rows with this target take no part in a loss.
         reduction: `"mean"`, `"sum"` or `"none"`.
     """
+
+    takes_probabilities = True
+    """Whether a target may be the probabilities of all classes."""
 
     def __init__(self, in_features: int, num_classes: int, *, ignore_index: int, reduction: str) -> None:
         super().__init__()
@@ -40,13 +56,33 @@ class Head(nn.Module, ABC):
         self.ignore_index = ignore_index
         self.reduction = check_choice("reduction", reduction, REDUCTIONS)
 
-    @abstractmethod
     def forward(self, hidden: Tensor, target: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
-        """Return the training loss of hidden (..., d) and target (...): a scalar or (...), in nats."""
+        """Return the training loss of hidden (..., d) and target: a scalar or (...), in nats.
 
-    @abstractmethod
+        Args:
+            hidden: (..., d).
+            target: (...) or (..., T) int64 class ids or `ignore_index`, or (..., V) probabilities.
+            sample_weight: (...) weight per row; the mean divides by their sum.
+
+        Raises:
+            TypeError: a tensor of the wrong dtype, or probabilities in a head that cannot train on them.
+            ValueError: shapes that do not fit, a target out of range, NaN or infinite hidden.
+        """
+        self.check(hidden, target, sample_weight)
+        return self._over_rows(self._row_loss, hidden, target, self.reduction, sample_weight)
+
     def nll(self, hidden: Tensor, target: Tensor) -> Tensor:
         """Return -log p(target) exactly, per row (...), in nats; 0 in rows whose target is `ignore_index`."""
+        self.check(hidden, target)
+        return self._over_rows(self._row_nll, hidden, target, "none")
+
+    @abstractmethod
+    def _row_nll(self, hidden: Tensor, target: Tensor) -> Tensor:
+        """Return -log p(target), (N,), of hidden (N, d) and one class each, target (N,); differentiable."""
+
+    def _row_loss(self, hidden: Tensor, target: Tensor) -> Tensor:
+        """Return the training loss (N,) of hidden (N, d) and one true class each, target (N,)."""
+        return self._row_nll(hidden, target)
 
     @abstractmethod
     def log_prob(self, hidden: Tensor) -> Tensor:
@@ -63,6 +99,57 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def log_partition(self, hidden: Tensor) -> Tensor:
         """Return log Z of each row (...): what the head's log-probabilities fall short of normalisation by."""
+
+    def _over_rows(
+        self,
+        row_loss: Callable[[Tensor, Tensor], Tensor],
+        hidden: Tensor,
+        target: Tensor,
+        reduction: str,
+        sample_weight: Tensor | None = None,
+    ) -> Tensor:
+        """Apply a loss of rows with one true class each to what counts of any target, and reduce it."""
+        if target.is_floating_point():
+            log_prob = self.log_prob(hidden)
+            loss = -(target.to(log_prob.dtype) * log_prob).masked_fill(target == 0, 0.0).sum(-1)
+            return reduce_rows(loss, reduction=reduction, weight=sample_weight)
+        counted = target != self.ignore_index
+        each = hidden.unsqueeze(-2).expand(*target.shape, -1) if target.ndim == hidden.ndim else hidden
+        found = row_loss(each[counted], target[counted])
+        loss = found.new_zeros(target.shape).masked_scatter(counted, found)
+        if target.ndim == hidden.ndim:
+            loss = loss.sum(-1) / counted.sum(-1).clamp(min=1)
+            counted = counted.any(-1)
+        return reduce_rows(loss, reduction=reduction, weight=sample_weight, ignored=~counted)
+
+    def check(self, hidden: Tensor, target: Tensor | None = None, sample_weight: Tensor | None = None) -> None:
+        """Raise TypeError or ValueError, naming the argument, unless the arguments fit this head."""
+        check_hidden("hidden", hidden, self.in_features)
+        rows, counted = hidden.shape[:-1], None
+        if target is not None:
+            several = isinstance(target, Tensor) and target.ndim == hidden.ndim
+            shape = (*rows, target.shape[-1]) if several else rows
+            if several and target.is_floating_point():
+                self._check_probabilities(target, rows)
+            else:
+                check_target(target, shape, self.num_classes, self.ignore_index)
+                counted = target != self.ignore_index
+                counted = counted.any(-1) if several else counted
+        if sample_weight is not None:
+            check_sample_weight(sample_weight, rows)
+        check_finite("hidden", hidden, counted)
+
+    def _check_probabilities(self, target: Tensor, rows: torch.Size) -> None:
+        if not self.takes_probabilities:
+            raise TypeError(
+                f"target: expected int64 class ids, got {target.dtype} probabilities, which {type(self).__name__} "
+                "cannot train on: its loss scores the true classes and sampled ones, not all"
+            )
+        check_distribution("target", target, (*rows, self.num_classes))
+
+    def extra_repr(self) -> str:
+        """Describe the head as `nn.Linear` does."""
+        return f"in_features={self.in_features}, num_classes={self.num_classes}"
 
 
 class FlatHead(Head):
@@ -142,17 +229,9 @@ class FlatHead(Head):
         offset = offset.to(torch.promote_types(self.weight.dtype, torch.float32))
         return offset if self.bias is None else self.bias + offset
 
-    def nll(self, hidden: Tensor, target: Tensor) -> Tensor:
-        """Return -log p(target) exactly, per row (...), in nats; 0 in rows whose target is `ignore_index`."""
-        self.check(hidden, target)
-        return linear_cross_entropy(
-            hidden,
-            self.weight,
-            target,
-            linear_bias=self.exact_bias(),
-            ignore_index=self.ignore_index,
-            reduction="none",
-        )
+    def _row_nll(self, hidden: Tensor, target: Tensor) -> Tensor:
+        bias = self.exact_bias()
+        return linear_cross_entropy(hidden, self.weight, target, linear_bias=bias, reduction="none")
 
     def log_prob(self, hidden: Tensor) -> Tensor:
         """Return the exact log-probability of every class: (..., V), in nats, in at least float32."""
@@ -173,17 +252,6 @@ class FlatHead(Head):
         self.check(hidden)
         return linear_log_partition(hidden, self.weight, linear_bias=self.exact_bias()).log_partition
 
-    def check(self, hidden: Tensor, target: Tensor | None = None, sample_weight: Tensor | None = None) -> None:
-        """Raise TypeError or ValueError, naming the argument, unless the arguments fit this head."""
-        check_hidden("hidden", hidden, self.in_features)
-        counted = None
-        if target is not None:
-            check_target(target, hidden.shape[:-1], self.num_classes, self.ignore_index)
-            counted = target != self.ignore_index
-        if sample_weight is not None:
-            check_sample_weight(sample_weight, hidden.shape[:-1])
-        check_finite("hidden", hidden, counted)
-
     def extra_repr(self) -> str:
         """Describe the head as `nn.Linear` does."""
-        return f"in_features={self.in_features}, num_classes={self.num_classes}, bias={self.bias is not None}"
+        return f"{super().extra_repr()}, bias={self.bias is not None}"

@@ -57,13 +57,11 @@ class Softmax(FlatHead):
         self.reset_parameters()
 
     def forward(self, hidden: Tensor, target: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
-        """Return the cross-entropy of hidden (..., d) and target (...): a scalar or (...), in nats.
-
-        Raises:
-            TypeError: a tensor of the wrong dtype.
-            ValueError: shapes that do not fit, a target out of range, NaN or infinite hidden.
-        """
+        """Return the cross-entropy of hidden (..., d) and target: a scalar or (...), in nats; see `Head`."""
         self.check(hidden, target, sample_weight)
+        if target.ndim == hidden.ndim:
+            return self._over_rows(self._row_loss, hidden, target, self.reduction, sample_weight)
+        # The reduced loss of one true class per row has its gradient made in the same pass over the classes.
         return linear_cross_entropy(
             hidden,
             self.weight,

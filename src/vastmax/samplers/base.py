@@ -20,7 +20,8 @@ class Candidates(NamedTuple):
 
     Attributes:
         ids: (K,) int64, one set shared by all rows, or (..., K), one set per row.
-        log_expected_count: as `ids`, float64: log of the expected number of times the class occurs in its set.
+        log_expected_count: as `ids`, float64: log of the expected number of times the class occurs in its set;
+            (..., K) beside shared ids (K,) where that differs from row to row.
         unique: whether a set holds distinct classes, from which a loss removes accidental hits; an iid
             multiset keeps them. Either way the optimum of sampled softmax is then the data's distribution.
     """
@@ -51,6 +52,9 @@ class Sampler(nn.Module, ABC):
     the state dict. Draws are made on the tables' device, which a `generator` must share.
     """
 
+    conditional = False
+    """Whether q depends on the batch: then only what `given` returns can draw and knows q."""
+
     _anchor: Tensor
 
     def __init__(self, num_classes: int, *, unique: bool = False, device: torch.device | str | None = None) -> None:
@@ -68,6 +72,30 @@ class Sampler(nn.Module, ABC):
     @abstractmethod
     def _log_prob(self, ids: Tensor) -> Tensor:
         """Return log q of valid `ids`, float64."""
+
+    def given(
+        self,
+        hidden: Tensor,
+        target: Tensor,
+        linear_weight: Tensor,
+        linear_bias: Tensor | None,
+        *,
+        shared: bool,
+    ) -> "Sampler":
+        """Return the sampler of one batch: itself, unless q depends on the batch or on the model.
+
+        A head asks this of its sampler at every step, and draws candidates and takes expected counts from what
+        comes back. What that is need only be good for the batch: for `sample` of k if `shared`, else of (N, k),
+        and for `log_expected_count` of ids whose first axis is the rows'.
+
+        Args:
+            hidden: (N, d).
+            target: (N,) int64.
+            linear_weight: (V, d) class rows.
+            linear_bias: (V,) or None.
+            shared: whether one set of candidates will serve all rows.
+        """
+        return self
 
     @property
     def support_size(self) -> int:

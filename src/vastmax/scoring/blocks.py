@@ -7,9 +7,9 @@ where the classes too are cut, the logits are scored again on the way back, at t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,15 @@ MIN_ROWS = 64
 
 TALL_ROWS = 4096
 """Rows of a block whose class rows must be converted to another dtype: tall, so that each is converted once."""
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def uncompiled(function: F) -> F:
+    """Have `torch.compile` call a function as it is: its loop over blocks would be traced once per block."""
+    disabled: F = torch.compiler.disable(function)
+    return disabled
 
 
 class RowStatistics(NamedTuple):

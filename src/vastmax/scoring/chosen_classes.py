@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from vastmax.scoring.blocks import uncompiled
 from vastmax.validation import check_class_rows, check_hidden, check_ids, check_per_class
 
 GATHERED_ELEMENTS = 1 << 20
@@ -140,6 +141,7 @@ def _arithmetic(hidden: Tensor, weight: Tensor) -> torch.dtype:
     return torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
 
 
+@uncompiled
 def chosen_logits(
     input: Tensor,
     linear_weight: Tensor,

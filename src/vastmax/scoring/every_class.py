@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from vastmax.scoring.blocks import Gradients, LinearScorer, RowStatistics
+from vastmax.scoring.blocks import Gradients, LinearScorer, RowStatistics, uncompiled
 from vastmax.validation import (
     check_class_rows,
     check_finite,
@@ -142,11 +142,13 @@ class _SummedLoss(torch.autograd.Function):
         )
 
 
+@uncompiled
 def row_statistics(scorer: LinearScorer) -> RowStatistics:
     """Return the statistics of every row, differentiable with respect to all that a scorer holds."""
     return RowStatistics(*_Statistics.apply(*scorer.differentiable(), scorer))  # type: ignore[no-untyped-call]
 
 
+@uncompiled
 def summed_loss(scorer: LinearScorer, coefficients: RowCoefficients) -> Tensor:
     """Return the sum of the rows' losses; the gradient, if one is wanted, is made on the way.
 

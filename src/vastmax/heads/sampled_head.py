@@ -1,0 +1,191 @@
+"""What heads share that train on the target and a few sampled classes: scoring x sampler x loss."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from abc import abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vastmax.heads.base import FlatHead
+from vastmax.samplers import Candidates, Sampler, Uniform
+from vastmax.scoring import chosen_logits
+from vastmax.validation import check_positive_int
+
+
+class Scores(NamedTuple):
+    """What the loss of a sampled head is a function of.
+
+    Attributes:
+        hidden: (N, d).
+        target: (N,) int64.
+        target_logit: (N,).
+        sampled_logit: (N, K).
+        target_log_count: (N,) log expected count of each target among its row's candidates.
+        candidates: ids (K,) or (N, K), with the log of their expected counts.
+    """
+
+    hidden: Tensor
+    target: Tensor
+    target_logit: Tensor
+    sampled_logit: Tensor
+    target_log_count: Tensor
+    candidates: Candidates
+
+    @property
+    def accidental_hit(self) -> Tensor:
+        """(N, K) bool: True where a candidate is the row's target."""
+        return self.candidates.ids == self.target.unsqueeze(-1)
+
+
+class SampledHead(FlatHead):
+    """A flat head whose loss is a function of the logits of the target and of sampled candidates.
+
+    A step costs O(1 + num_samples) a row, whatever V is, if `sparse=True` and the optimizer is one of
+    `vastmax.optim`, which touch only the rows that have a gradient.
+
+    Args:
+        in_features: d, the size of a hidden row.
+        num_classes: V.
+        sampler: the noise distribution; uniform if omitted, which is right for any numbering of the classes but
+            wasteful where their frequencies differ: give `samplers.Unigram(counts)` if counts are known.
+        num_samples: k, candidates drawn for a step or, with `shared=False`, for each row.
+        shared: draw one set of candidates for all rows of a batch; scoring it is one matrix product.
+        sparse: give weight and bias sparse gradients, as `nn.Embedding(sparse=True)` does.
+        bias: whether each class has a bias.
+        ignore_index: rows with this target take no part in the loss.
+        reduction: `"mean"`, `"sum"` or `"none"`.
+        device: where the parameters and the sampler's tables are.
+        dtype: of the parameters.
+    """
+
+    takes_probabilities = False
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        sampler: Sampler | None = None,
+        num_samples: int = 1024,
+        shared: bool = True,
+        sparse: bool = False,
+        bias: bool = True,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        check_positive_int("in_features", in_features)
+        check_positive_int("num_classes", num_classes)
+        check_positive_int("num_samples", num_samples)
+        super().__init__(
+            in_features,
+            num_classes,
+            bias=bias,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            device=device,
+            dtype=dtype,
+        )
+        self.num_samples = num_samples
+        self.shared = shared
+        self.sparse = sparse
+        self.sampler = self._on_device("sampler", Uniform(num_classes) if sampler is None else sampler)
+        self.reset_parameters()
+
+    def _on_device(self, name: str, sampler: Sampler) -> Sampler:
+        """Return a sampler of this head's classes, on its device; the caller's stays where it is."""
+        if not isinstance(sampler, Sampler):
+            raise TypeError(f"{name}: expected a vastmax.samplers.Sampler, got {type(sampler).__name__}")
+        if sampler.num_classes != self.num_classes:
+            raise ValueError(f"{name}: expected one of num_classes={self.num_classes} classes, got {sampler!r}")
+        if sampler.unique and self.num_samples > sampler.support_size:
+            raise ValueError(
+                f"num_samples: expected at most {sampler.support_size}, the number of classes that can be drawn "
+                f"without replacement, got {self.num_samples}"
+            )
+        if sampler.device == self.weight.device or self.weight.is_meta:
+            return sampler
+        return copy.deepcopy(sampler).to(self.weight.device)
+
+    @abstractmethod
+    def loss(self, scores: Scores) -> Tensor:
+        """Return the training loss of each row (N,)."""
+
+    def forward(
+        self,
+        hidden: Tensor,
+        target: Tensor,
+        *,
+        sample_weight: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw candidates and return the training loss, a scalar or (...), in nats.
+
+        Args:
+            hidden: (..., d).
+            target: (...) or (..., T) int64 class ids, or `ignore_index`.
+            sample_weight: (...) weight per row; the mean divides by their sum.
+            generator: source of the draws, on the head's device; torch's global one if omitted.
+
+        Raises:
+            TypeError: a tensor of the wrong dtype; probabilities as target, which need the logits of all classes.
+            ValueError: shapes that do not fit, a target out of range, NaN or infinite hidden, or a target that
+                the sampler gives probability 0, for which the loss is not defined.
+        """
+        self.check(hidden, target, sample_weight)
+        row_loss = functools.partial(self._row_loss, generator=generator)
+        return self._over_rows(row_loss, hidden, target, self.reduction, sample_weight)
+
+    def _row_loss(self, hidden: Tensor, target: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        size = [self.num_samples] if self.shared else [len(target), self.num_samples]
+        noise = self._given(self.sampler, hidden, target)
+        target_log_count = noise.log_expected_count(target, size)
+        self._check_drawable(target, target_log_count)
+        candidates = self._draw(noise, hidden, target, size, generator)
+        target_logit, sampled_logit = chosen_logits(
+            hidden,
+            self.weight,
+            target.unsqueeze(-1),
+            candidates.ids,
+            linear_bias=self.bias,
+            sparse=self.sparse,
+        )
+        return self.loss(
+            Scores(hidden, target, target_logit.squeeze(-1), sampled_logit, target_log_count, candidates)
+        )
+
+    def _given(self, sampler: Sampler, hidden: Tensor, target: Tensor) -> Sampler:
+        bias = None if self.bias is None else self.bias.detach()
+        return sampler.given(hidden.detach(), target, self.weight.detach(), bias, shared=self.shared)
+
+    def _draw(
+        self, noise: Sampler, hidden: Tensor, target: Tensor, size: list[int], generator: torch.Generator | None
+    ) -> Candidates:
+        """Draw the candidates of a batch, whose noise distribution is `noise`."""
+        return noise.sample(size, generator=generator)
+
+    def _check_drawable(self, target: Tensor, target_log_count: Tensor) -> None:
+        """Raise ValueError if the sampler never draws one of the targets: its log expected count is -inf."""
+        never = target_log_count.isneginf()
+        if never.any():
+            raise ValueError(
+                f"target: expected classes that the sampler can draw, got {target[never][0].item()}, "
+                f"whose probability is 0 under {self.sampler!r}; give it a positive count"
+            )
+
+    def log_expected_count(self, ids: Tensor) -> Tensor:
+        """Return the log of how often each class is expected among a row's candidates."""
+        return self.sampler.log_expected_count(ids, self.num_samples)
+
+    def every_class(self) -> Tensor:
+        """The ids of all classes."""
+        return torch.arange(self.num_classes, device=self.weight.device)
+
+    def extra_repr(self) -> str:
+        """Describe the head as `nn.Linear` does."""
+        return f"{super().extra_repr()}, num_samples={self.num_samples}, shared={self.shared}, sparse={self.sparse}"
