@@ -13,7 +13,8 @@ from typing import Annotated, Any, get_type_hints
 import typer
 from rich.console import Console
 
-from vastmax.tasks.lm.config import HEADS, LMConfig
+from vastmax.tasks.lm.config import LMConfig
+from vastmax.tasks.lm.heads import COMMON, HEADS, parse_heads
 
 app = typer.Typer(
     help="Output layers for a vast number of classes.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -100,7 +101,9 @@ def train_lm(
 @with_options_of(LMConfig, budget=60.0)
 def compare_lm(
     config: LMConfig,
-    heads: Annotated[str, typer.Option(help="Output layers, with commas between.")] = ",".join(HEADS),
+    heads: Annotated[
+        str, typer.Option(help=f"Output layers, with commas between, or all: {', '.join(HEADS)}.")
+    ] = ",".join(COMMON),
     out: Out = None,
     resume: Resume = False,
 ) -> None:
@@ -109,8 +112,7 @@ def compare_lm(
     from vastmax.study.report import terminal_table, verdict, write_report
 
     folder = out or new_folder("compare-lm", resume)
-    names = [name.strip() for name in heads.split(",") if name.strip()]
-    results = compare_language_models(config, names, folder, resume=resume, say=console.print)
+    results = compare_language_models(config, parse_heads(heads), folder, resume=resume, say=console.print)
     report = write_report(results, folder)
     console.print(terminal_table(results))
     console.print(verdict(results))

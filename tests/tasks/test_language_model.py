@@ -14,8 +14,8 @@ from lm_runs import SMALL, losses, small
 
 from vastmax import optim
 from vastmax.data import TokenBatches
-from vastmax.tasks.lm.config import HEADS
 from vastmax.tasks.lm.corpus import read_streams
+from vastmax.tasks.lm.heads import HEADS
 from vastmax.tasks.lm.model import ExactScores, LanguageModel, learning_rate
 from vastmax.tasks.lm.train import EVAL_LENGTH, EVAL_STRANDS, Interrupted, evaluate, load_run, train
 
@@ -50,7 +50,9 @@ def test_training_learns_the_text(text, head, body, tmp_path):
     result = train(config, head, tmp_path / "run", streams)
     unigram = ((streams.vocabulary.counts + 1).double() / (streams.vocabulary.counts + 1).sum()).log()
     baseline = (-unigram[streams.test[1:]].mean()).exp().item()
-    assert result["test"]["perplexity"] < 0.45 * baseline
+    # The optimum of these two is near the data's distribution, not on it: less near, the fewer the candidates.
+    biased = head in ("importance", "one-vs-each")
+    assert result["test"]["perplexity"] < (0.7 if biased else 0.45) * baseline
     assert result["test"]["tokens"] == len(streams.test) - 1
     assert [point["step"] for point in result["curve"]] == sorted({p["step"] for p in result["curve"]})
 

@@ -100,6 +100,10 @@ class Head(nn.Module, ABC):
     def log_partition(self, hidden: Tensor) -> Tensor:
         """Return log Z of each row (...): what the head's log-probabilities fall short of normalisation by."""
 
+    @abstractmethod
+    def start_at(self, log_prob: Tensor) -> None:
+        """Set the biases so that, where hidden is 0, the classes have these log-probabilities (V,)."""
+
     def _over_rows(
         self,
         row_loss: Callable[[Tensor, Tensor], Tensor],

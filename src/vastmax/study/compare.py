@@ -12,8 +12,9 @@ import torch
 from vastmax import __version__
 from vastmax.data import TokenBatches
 from vastmax.study.memory import peak_memory
-from vastmax.tasks.lm.config import HEADS, LMConfig
+from vastmax.tasks.lm.config import LMConfig
 from vastmax.tasks.lm.corpus import TokenStreams, read_streams
+from vastmax.tasks.lm.heads import HEADS
 from vastmax.tasks.lm.model import LanguageModel
 from vastmax.tasks.lm.run import RunFolder, check_folder, write_json
 from vastmax.tasks.lm.train import check_device, train

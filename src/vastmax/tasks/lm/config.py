@@ -9,7 +9,7 @@ from typing import Any
 
 from vastmax.validation import check_choice, check_finite_number, check_positive_int
 
-HEADS = ("exact", "sampled", "nce", "negative")
+SAMPLERS = ("unigram", "uniform", "log-uniform")
 BODIES = ("lstm", "transformer")
 OPTIMIZERS = ("adamw", "adagrad")
 TOKENS = ("word", "bpe")
@@ -56,7 +56,9 @@ class LMConfig:
     width: int = option(256, "Size d of a hidden row.")
     layers: int = option(1, "Layers of the body.")
     dropout: float = option(0.1, "Dropout on embeddings and hidden rows.")
-    num_samples: int = option(1024, "Candidates of a sampled head, drawn once per step.")
+    num_samples: int = option(1024, "Candidates of a sampled head.")
+    shared: bool = option(True, "Draw candidates once per step; with --no-shared, for each token of its own.")
+    sampler: str = option("unigram", f"Where candidates come from: {', '.join(SAMPLERS)}.")
     power: float = option(1.0, "Power of the unigram noise.")
     optimizer: str = option("adamw", f"{' or '.join(OPTIMIZERS)}; both update only the rows a step touched.")
     lr: float = option(0.01, "Peak learning rate; warmed up over a twentieth of the run, then falling to 0.")
@@ -81,6 +83,7 @@ class LMConfig:
         check_choice("split", self.split, SPLITS)
         check_choice("body", self.body, BODIES)
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        check_choice("sampler", self.sampler, SAMPLERS)
         check_choice("device", self.device, ("auto", "cpu", "gpu"))
         for name in ("min_count", "width", "layers", "num_samples", "batch_size", "seq_len", "points"):
             check_positive_int(name, getattr(self, name))

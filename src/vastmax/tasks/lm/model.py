@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,39 +10,18 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
 
-from vastmax import heads, optim, samplers
+from vastmax import optim
+from vastmax.data.batches import IGNORE_INDEX
 from vastmax.metrics import PartitionSpread, Perplexity
 from vastmax.tasks.lm.bodies import State, build_body
-from vastmax.tasks.lm.config import HEADS, LMConfig
-from vastmax.validation import check_choice
+from vastmax.tasks.lm.config import LMConfig
+from vastmax.tasks.lm.heads import build_head
 
 WARMUP = 0.05
 """Share of a run over which the learning rate rises to its peak."""
 
 PARTITION_ROWS = 8192
 """Rows over which log Z is described: its spread is an average, and a second pass over V is dear."""
-
-
-SAMPLED: dict[str, Callable[..., heads.SampledHead]] = {
-    "sampled": heads.SampledSoftmax,
-    "nce": heads.NCE,
-    "negative": heads.NegativeSampling,
-}
-
-
-def build_head(name: str, config: LMConfig, counts: Tensor) -> heads.FlatHead:
-    """Build a head by its name in the command, its bias started at the classes' frequencies."""
-    check_choice("head", name, HEADS)
-    num_classes = len(counts)
-    head: heads.FlatHead
-    if name == "exact":
-        head = heads.Softmax(config.width, num_classes)
-    else:
-        noise = samplers.Unigram(counts.clamp(min=1), config.power)
-        head = SAMPLED[name](config.width, num_classes, sampler=noise, num_samples=config.num_samples, sparse=True)
-    smoothed = counts.double() + 1
-    head.start_at((smoothed / smoothed.sum()).log())
-    return head
 
 
 def learning_rate(progress: float) -> float:
@@ -54,18 +32,24 @@ def learning_rate(progress: float) -> float:
 class LanguageModel(LightningModule):
     """A language model whose training is the head's loss and whose evaluation is exact.
 
+    The head's classes are the tokens by falling frequency, which is how some heads and samplers want them.
+
     Args:
         config: the run's options.
         head: the name of the head.
         counts: (V,) occurrences of each token in the training text.
     """
 
+    class_of_token: Tensor
+
     def __init__(self, config: LMConfig, head: str, counts: Tensor) -> None:
         super().__init__()
         torch.manual_seed(config.seed)
         self.config = config
         self.body = build_body(config, len(counts))
-        self.head = build_head(head, config, counts)
+        rank = counts.argsort(descending=True, stable=True)
+        self.head = build_head(head, config, counts[rank])
+        self.register_buffer("class_of_token", rank.argsort(), persistent=False)
         self.state: State | None = None
         self.progress = 0.0
 
@@ -73,7 +57,7 @@ class LanguageModel(LightningModule):
         """Return the head's loss of one batch; the recurrent state goes on to the next."""
         tokens, target = batch
         hidden, self.state = self.body(tokens, self.state)
-        loss: Tensor = self.head(hidden, target)
+        loss: Tensor = self.head(hidden, self.class_of_token[target])
         return loss
 
     def configure_optimizers(self) -> Optimizer:
@@ -130,8 +114,8 @@ class ExactScores:
         """Add a batch of (input, target); targets of -100 are padding."""
         tokens, target = batch
         hidden, self.state = self.model.body(tokens, self.state)
-        counted = target != self.model.head.ignore_index
-        rows, label = hidden[counted], target[counted]
+        counted = target != IGNORE_INDEX
+        rows, label = hidden[counted], self.model.class_of_token[target[counted]]
         self.perplexity.update(self.model.head.nll(rows, label))
         if self.partition.count < PARTITION_ROWS:
             self.partition.update(self.model.head.log_partition(rows))

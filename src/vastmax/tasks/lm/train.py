@@ -19,8 +19,9 @@ from torch import Tensor
 
 from vastmax.data import TokenBatches, Vocabulary
 from vastmax.tasks.lm.checkpoint import WholeCheckpoints, load_weights, read_checkpoint
-from vastmax.tasks.lm.config import HEADS, LMConfig
+from vastmax.tasks.lm.config import LMConfig
 from vastmax.tasks.lm.corpus import TokenStreams, read_streams
+from vastmax.tasks.lm.heads import HEADS
 from vastmax.tasks.lm.model import ExactScores, LanguageModel, parameter_count
 from vastmax.tasks.lm.record import Record
 from vastmax.tasks.lm.run import RunFolder

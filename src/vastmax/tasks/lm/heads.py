@@ -1,0 +1,85 @@
+"""The heads that a language model can be given, by their names in the command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from vastmax import heads, samplers
+from vastmax.tasks.lm.config import LMConfig
+from vastmax.validation import check_choice
+
+Builder = Callable[[LMConfig, Tensor], heads.Head]
+
+
+def build_sampler(config: LMConfig, counts: Tensor) -> samplers.Sampler:
+    """Build the noise distribution that a run asks for, over classes with these counts."""
+    seen = counts.clamp(min=1)  # a token that the training text lacks can still be a target
+    unigram = samplers.Unigram(seen, config.power)
+    match config.sampler:
+        case "uniform":
+            return samplers.Uniform(len(counts))
+        case "log-uniform":
+            return samplers.LogUniform(len(counts))
+        case _:
+            return unigram
+
+
+def _exact(config: LMConfig, counts: Tensor) -> heads.Head:
+    return heads.Softmax(config.width, len(counts))
+
+
+def _sampled(
+    kind: Callable[..., heads.SampledHead], config: LMConfig, counts: Tensor, **options: Any
+) -> heads.Head:
+    return kind(
+        config.width,
+        len(counts),
+        sampler=build_sampler(config, counts),
+        num_samples=config.num_samples,
+        shared=config.shared,
+        sparse=True,
+        **options,
+    )
+
+
+BUILDERS: dict[str, Builder] = {
+    "exact": _exact,
+    "sampled": partial(_sampled, heads.SampledSoftmax),
+    "nce": partial(_sampled, heads.NCE),
+    "negative": partial(_sampled, heads.NegativeSampling),
+    "nce-conditional": partial(_sampled, heads.NCE, log_partition="conditional"),
+    "importance": partial(_sampled, heads.ImportanceSampledSoftmax),
+    "one-vs-each": partial(_sampled, heads.OneVsEach),
+}
+HEADS = tuple(BUILDERS)
+COMMON = HEADS[:4]
+"""Those that a comparison takes unless it is told otherwise."""
+
+
+def build_head(name: str, config: LMConfig, counts: Tensor) -> heads.Head:
+    """Build a head by its name, over classes sorted by falling count, started at their frequencies."""
+    check_choice("head", name, HEADS)
+    head = BUILDERS[name](config, counts)
+    smoothed = counts.double() + 1
+    head.start_at((smoothed / smoothed.sum()).log())
+    return head
+
+
+def parse_heads(names: str) -> list[str]:
+    """Read a list of heads with commas between, or `all`.
+
+    Raises:
+        ValueError: an unknown or repeated name, or none.
+    """
+    chosen = [name.strip() for name in names.split(",") if name.strip()]
+    if chosen == ["all"]:
+        return list(HEADS)
+    for name in chosen:
+        check_choice("heads", name, (*HEADS, "all"))
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise ValueError(f"heads: expected distinct names out of {', '.join(HEADS)}, got {names!r}")
+    return chosen
