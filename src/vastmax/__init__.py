@@ -1,4 +1,4 @@
-"""Output layers for a vast number of classes: exact, sampled and noise-contrastive, behind one interface.
+"""Output layers for a vast number of classes: exact, sampled, noise-contrastive and hierarchical, behind one interface.
 
 Example:
     >>> import torch
@@ -15,7 +15,7 @@ Example:
 
 from importlib.metadata import version
 
-from vastmax import functional, heads, metrics, optim, samplers, scoring
+from vastmax import functional, heads, metrics, optim, samplers, scoring, trees
 
 __version__ = version("vastmax")
-__all__ = ["functional", "heads", "metrics", "optim", "samplers", "scoring"]
+__all__ = ["functional", "heads", "metrics", "optim", "samplers", "scoring", "trees"]

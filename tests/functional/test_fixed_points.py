@@ -169,3 +169,52 @@ def test_negative_sampling(k):
 
     optimum = minimise(expectation(loss, ids, probability, target_count=NONE, sampled_count=NONE))
     torch.testing.assert_close(optimum, (P / (k * Q)).log(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.6])
+def test_weighted_negative_sampling(beta):
+    ids, probability = multisets(2)
+
+    def loss(target_logit, sampled_logit, _target_count, _sampled_count, **options):
+        return F.negative_sampling_loss(target_logit, sampled_logit, positive_weight=beta, **options)
+
+    optimum = minimise(expectation(loss, ids, probability, target_count=NONE, sampled_count=NONE))
+    torch.testing.assert_close(optimum, (beta * P / (2 * Q)).log(), atol=1e-6, rtol=0)
+
+
+def test_temperature_divides_the_logits_before_they_are_corrected():
+    """Correcting first would divide the correction too, and the optimum would be off."""
+    temperature, k = 0.5, 2
+    ids, probability = multisets(k)
+    log_count = (k * Q).log()
+
+    def before(target_logit, sampled_logit, *counts, **options):
+        return F.sampled_softmax_loss(target_logit / temperature, sampled_logit / temperature, *counts, **options)
+
+    def after(target_logit, sampled_logit, target_count, sampled_count, **options):
+        counts = target_count / temperature, sampled_count / temperature
+        return before(target_logit, sampled_logit, *counts, **options)
+
+    counts = {"target_count": log_count, "sampled_count": log_count}
+    right = minimise(expectation(before, ids, probability, **counts))
+    torch.testing.assert_close(F.softmax(right / temperature), P, atol=1e-6, rtol=0)
+    wrong = minimise(expectation(after, ids, probability, **counts))
+    assert divergence(wrong / temperature) > 0.1
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_a_mixture_is_corrected_by_its_own_q(share):
+    """Whichever part drew a candidate: corrected by the part's q instead, the optimum is off."""
+    other = torch.full((V,), 1 / V, dtype=torch.float64)
+    mixture = share * Q + (1 - share) * other
+    k = 2
+    ids = torch.tensor(list(itertools.product(range(V), repeat=k)))
+    probability = mixture[ids].prod(-1)
+    log_count = (k * mixture).log()
+    optimum = minimise(
+        expectation(F.sampled_softmax_loss, ids, probability, target_count=log_count, sampled_count=log_count)
+    )
+    torch.testing.assert_close(F.softmax(optimum), P, atol=1e-6, rtol=0)
+    part = (k * Q).log()
+    wrong = minimise(expectation(F.sampled_softmax_loss, ids, probability, target_count=part, sampled_count=part))
+    assert divergence(wrong) > 1e-3

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from vastmax import heads, samplers
+from vastmax import heads, samplers, trees
 
 V, D = 7, 4
 
@@ -30,6 +30,8 @@ class Case:
     """It takes `sparse`; so it does if `sampled`, unless said otherwise."""
     flat: bool = True
     """Its parameters are those of `nn.Linear`."""
+    sized: bool = True
+    """Its second argument is `num_classes`; else it is what knows it, such as a tree."""
 
     def __post_init__(self) -> None:
         for name in ("draws", "sparse"):
@@ -49,9 +51,20 @@ def nce_with_proposal(dim, num_classes, *, unique=False, **options):
     return heads.NCE(dim, num_classes, proposal=samplers.Uniform(num_classes, unique=unique), **options)
 
 
+def hierarchical(dim, num_classes, **options):
+    return heads.HierarchicalSoftmax(dim, trees.huffman(counts(num_classes)), **options)
+
+
+def exact(build, options=None, *, sparse=False, flat=False, sized=True):
+    return Case(build, options or {}, sampled=False, sparse=sparse, flat=flat, sized=sized)
+
+
 CASES = {
-    "Softmax": Case(heads.Softmax, sampled=False),
-    "Softmax, no bias": Case(heads.Softmax, {"bias": False}, sampled=False),
+    "Softmax": exact(heads.Softmax, flat=True),
+    "Softmax, no bias": exact(heads.Softmax, {"bias": False}, flat=True),
+    "HierarchicalSoftmax": exact(hierarchical, sparse=True, sized=False),
+    "HierarchicalSoftmax, no bias": exact(hierarchical, {"bias": False}, sparse=True, sized=False),
+    "HierarchicalSoftmax, sparse": exact(hierarchical, {"sparse": True}, sparse=True, sized=False),
     "SampledSoftmax": Case(heads.SampledSoftmax),
     "SampledSoftmax, sparse": Case(heads.SampledSoftmax, {"sparse": True}),
     "SampledSoftmax, distinct": Case(heads.SampledSoftmax, unique=True),

@@ -415,10 +415,12 @@ def test_bad_calls(case, change, error, message):
             head.nll(**arguments)
 
 
-BAD_OPTIONS = [
-    ({"in_features": 0}, ValueError, "in_features: expected an integer of at least 1, got 0"),
+BAD_SIZES = [
     ({"num_classes": -3}, ValueError, "num_classes: expected an integer of at least 1, got -3"),
     ({"num_classes": 3.0}, TypeError, "num_classes"),
+]
+BAD_OPTIONS = [
+    ({"in_features": 0}, ValueError, "in_features: expected an integer of at least 1, got 0"),
     ({"reduction": "avg"}, ValueError, "reduction: expected one of none, mean, sum, got 'avg'"),
     ({"ignore_index": None}, TypeError, "ignore_index: expected an integer, got None"),
 ]
@@ -440,7 +442,8 @@ BAD_SAMPLED_OPTIONS = [
 
 
 def test_bad_options(case):
-    for change, error, message in BAD_OPTIONS + (BAD_SAMPLED_OPTIONS if case.sampled else []):
+    cases = BAD_OPTIONS + (BAD_SIZES if case.sized else []) + (BAD_SAMPLED_OPTIONS if case.sampled else [])
+    for change, error, message in cases:
         arguments = {"in_features": D, "num_classes": V, **case.options, **change}
         with pytest.raises(error, match=message):
             case.build(arguments.pop("in_features"), arguments.pop("num_classes"), **arguments)

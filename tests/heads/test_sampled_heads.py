@@ -73,11 +73,25 @@ def negative_row(s, y, candidates, m):
     return math.log1p(math.exp(-s[y])) + sum(math.log1p(math.exp(s[j])) for j in candidates.ids.tolist())
 
 
+def importance_row(s, y, candidates, m):
+    return math.log(sum(math.exp(s[j]) / m[j] for j in candidates.ids.tolist())) - s[y]
+
+
+def one_vs_each_row(s, y, candidates, m):
+    return sum(math.log1p(math.exp(s[j] - s[y])) / m[j] for j in candidates.ids.tolist() if j != y)
+
+
 @pytest.mark.parametrize("unique", [False, True])
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize(
     ("kind", "row"),
-    [(heads.SampledSoftmax, softmax_row), (heads.NCE, nce_row), (heads.NegativeSampling, negative_row)],
+    [
+        (heads.SampledSoftmax, softmax_row),
+        (heads.NCE, nce_row),
+        (heads.NegativeSampling, negative_row),
+        (heads.ImportanceSampledSoftmax, importance_row),
+        (heads.OneVsEach, one_vs_each_row),
+    ],
 )
 def test_the_loss_of_a_head_by_its_formula(kind, row, shared, unique):
     """Row by row in plain Python: expected counts k q or 1 - exp(-k q), hits kept or removed, padding left out."""
@@ -172,3 +186,129 @@ def test_a_step_makes_nothing_of_the_size_of_the_classes():
     with Sizes():
         step()
     assert made <= known
+
+
+NORMALISERS = {
+    "fixed": (1.25, lambda h: 1.25),
+    "learned": ("learned", lambda h: 0.75),
+    "conditional": ("conditional", lambda h: (h * torch.arange(D)).sum().item() - 0.5),
+    "module": (torch.nn.Sequential(torch.nn.Linear(D, 1, dtype=torch.float64)), None),
+}
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("kind", NORMALISERS)
+def test_nce_less_a_given_log_partition(kind, shared):
+    """The loss is that of logits less c(h), plus the penalty on the log of the estimated Z; nll knows neither."""
+    option, given = NORMALISERS[kind]
+    k, counts = 6, [9, 1, 1, 3, 2, 2, 1, 4, 6]
+    noise = samplers.Unigram(counts, power=1.0)
+    head = heads.NCE(
+        D, V, sampler=noise, num_samples=k, shared=shared, log_partition=option, z_loss=0.3,
+        reduction="none", dtype=torch.float64,
+    )  # fmt: skip
+    with torch.no_grad():
+        if kind == "learned":
+            head.normaliser.value.fill_(0.75)
+        if kind == "conditional":
+            head.normaliser.weight.copy_(torch.arange(D)[None])
+            head.normaliser.bias.fill_(-0.5)
+    hidden, target, _ = batch(7)
+    given = given or (lambda h: option(h).detach().item())
+    draws = noise.sample(k if shared else [7, k], generator=torch.Generator().manual_seed(1))
+    m = [k * count / sum(counts) for count in counts]
+    expected = []
+    for r, y in enumerate(target.tolist()):
+        ids = draws.ids if shared else draws.ids[r]
+        s = torch.nn.functional.linear(hidden[r], head.weight, head.bias).detach()
+        u = s - given(hidden[r].detach())
+        log_z = math.log(sum(math.exp(u[j]) / m[j] for j in ids.tolist()))
+        expected.append(nce_row(u.tolist(), y, samplers.Candidates(ids, ids, False), m) + 0.3 * log_z**2)
+    ours = head(hidden, target, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(ours, torch.tensor(expected, dtype=torch.float64))
+    flat = heads.Softmax(D, V, dtype=torch.float64)
+    flat.load_state_dict(head.state_dict(), strict=False)
+    torch.testing.assert_close(head.nll(hidden, target), flat.nll(hidden, target))
+    shift = torch.tensor([given(h) for h in hidden.detach()], dtype=torch.float64)
+    torch.testing.assert_close(head.log_partition(hidden), flat.log_partition(hidden) - shift)
+    for parameter in head.normaliser.parameters():
+        (gradient,) = torch.autograd.grad(ours.sum(), parameter, retain_graph=True)
+        assert (gradient != 0).any()
+
+
+def test_nce_without_bias_is_given_log_v():
+    head = heads.NCE(D, 10_000, bias=False, num_samples=100, dtype=torch.float64)
+    zero = torch.zeros(1, D, dtype=torch.float64)
+    assert head(zero, torch.tensor([3])).item() == pytest.approx(5.6, abs=0.05)
+    bare = heads.NCE(D, 10_000, bias=False, num_samples=100, log_partition=0.0, dtype=torch.float64)
+    assert bare(zero, torch.tensor([3])).item() == pytest.approx(461.5, abs=0.05)
+    for normalised in (head, heads.NCE(D, 50, num_samples=5, log_partition=7.0, dtype=torch.float64)):
+        torch.testing.assert_close(normalised.log_partition(zero), torch.zeros(1).double())  # starts at Z = 1
+
+
+@pytest.mark.parametrize("unique", [False, True])
+@pytest.mark.parametrize("shared", [True, False])
+def test_nce_by_a_proposal(shared, unique):
+    """Candidates from r, each weighted by its expected count under the noise over that under r."""
+    k, q_counts, r_counts = 6, [9, 1, 1, 0, 2, 2, 1, 4, 6], [1, 1, 5, 1, 1, 3, 1, 1, 0]
+    proposal = samplers.Unigram(r_counts, power=1.0, unique=unique)
+    noise = samplers.Unigram(q_counts, power=1.0)
+    head = heads.NCE(
+        D, V, sampler=noise, proposal=proposal, num_samples=k, shared=shared, reduction="none", dtype=torch.float64
+    )
+    hidden, target, _ = batch(12)
+    target[target == 3] = 0
+    s = torch.nn.functional.linear(hidden, head.weight, head.bias).tolist()
+    m = [k * count / sum(q_counts) for count in q_counts]
+    rate = [k * count / sum(r_counts) for count in r_counts]
+    drawn = [1 - math.exp(-x) if unique else x for x in rate]
+    draws = proposal.sample(k if shared else [12, k], generator=torch.Generator().manual_seed(1))
+    expected = []
+    for r, y in enumerate(target.tolist()):
+        ids = draws.ids if shared else draws.ids[r][~draws.padding[r]]
+        terms = [m[j] / drawn[j] * math.log1p(math.exp(s[r][j]) / m[j]) for j in ids.tolist() if m[j] > 0]
+        expected.append(math.log1p(math.exp(-s[r][y]) * m[y]) + sum(terms))
+    ours = head(hidden, target, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(ours, torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("t", [0.0, 0.3, 1.0])
+def test_calibrated_negative_sampling(t):
+    k, num_classes = 4, 41
+    head = heads.NegativeSampling(
+        D, num_classes, num_samples=k, calibration=t, reduction="none", dtype=torch.float64
+    )
+    alpha = k / (num_classes - 1)
+    beta = alpha * (t * (1 - 1 / alpha) + 1 / alpha)
+    assert head.positive_weight == pytest.approx(beta)
+    assert head.positive_weight == pytest.approx({0.0: 1.0, 0.3: 0.73, 1.0: 0.1}[t])
+    hidden, target, _ = batch(5)
+    s = torch.nn.functional.linear(hidden, head.weight, head.bias)
+    ids = head.sampler.sample(k, generator=torch.Generator().manual_seed(2)).ids
+    softplus = torch.nn.functional.softplus
+    expected = beta * softplus(-s[range(5), target]) + softplus(s[:, ids]).sum(-1)
+    torch.testing.assert_close(head(hidden, target, generator=torch.Generator().manual_seed(2)), expected)
+
+
+def test_options_of_nce_and_negative_sampling():
+    for option, error, message in [
+        ({"log_partition": "free"}, ValueError, "log_partition: expected a number, 'learned', 'conditional' or a"),
+        ({"log_partition": math.inf}, ValueError, "log_partition: expected a finite number, got inf"),
+        ({"z_loss": -1.0}, ValueError, "z_loss: expected a finite number of at least 0, got -1"),
+        ({"proposal": "uniform"}, TypeError, "proposal: expected a vastmax.samplers.Sampler, got str"),
+        ({"proposal": samplers.Uniform(3)}, ValueError, "proposal: expected one of num_classes=9 classes"),
+        (
+            {"proposal": samplers.Uniform(V), "sampler": samplers.Uniform(V, unique=True), "num_samples": 2},
+            ValueError,
+            "sampler: expected, beside a proposal, independent draws",
+        ),
+    ]:
+        with pytest.raises(error, match=message):
+            heads.NCE(D, V, **option)
+    with pytest.raises(
+        ValueError, match=r"log_partition: expected a module that returns shape \(1, 1\), got \(1, 2\)"
+    ):
+        heads.NCE(D, V, log_partition=torch.nn.Linear(D, 2))
+    for value in (-0.1, 1.1):
+        with pytest.raises(ValueError, match="calibration: expected a"):
+            heads.NegativeSampling(D, V, calibration=value)

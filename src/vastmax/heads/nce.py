@@ -182,7 +182,9 @@ class Constant(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Return the value for each row of hidden (N, d): (N, 1)."""
         dtype = torch.promote_types(hidden.dtype, torch.float32)
-        return torch.as_tensor(self.value, device=hidden.device).to(dtype).expand(len(hidden), 1)
+        if isinstance(self.value, nn.Parameter):
+            return self.value.to(dtype).expand(len(hidden), 1)
+        return torch.full((len(hidden), 1), self.value, dtype=dtype, device=hidden.device)
 
     def extra_repr(self) -> str:
         """Say what the value is, or that it is learned."""

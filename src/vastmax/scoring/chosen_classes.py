@@ -82,13 +82,13 @@ def _score(hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor) -> 
     dtype = _arithmetic(hidden, weight)
     hidden = hidden.to(dtype)
     if ids.ndim == 1:
-        logits = hidden @ weight[ids].to(dtype).t()
+        logits = hidden @ functional.embedding(ids, weight).to(dtype).t()
     else:
         logits = hidden.new_empty(ids.shape)
         step = max(1, GATHERED_ELEMENTS // max(ids.shape[1] * weight.shape[1], 1))
         for start in range(0, ids.shape[0], step):
             rows = slice(start, start + step)
-            class_rows = weight[ids[rows]].to(dtype)
+            class_rows = functional.embedding(ids[rows], weight).to(dtype)
             torch.bmm(class_rows, hidden[rows].unsqueeze(-1), out=logits[rows].unsqueeze(-1))
     if bias is not None:
         logits += bias[ids].to(dtype)
@@ -98,9 +98,9 @@ def _score(hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor) -> 
 def _weighted_rows(weight: Tensor, ids: Tensor, coefficient: Tensor) -> Tensor:
     """Sum over the chosen classes of coefficient times class row: (N, d)."""
     if ids.ndim == 1:
-        return coefficient @ weight[ids].to(coefficient.dtype)
+        return coefficient @ functional.embedding(ids, weight).to(coefficient.dtype)
     if ids.shape[1] == 1:
-        return coefficient * weight[ids.squeeze(-1)].to(coefficient.dtype)
+        return coefficient * functional.embedding(ids.squeeze(-1), weight).to(coefficient.dtype)
     starts = torch.arange(ids.shape[0], device=ids.device) * ids.shape[1]
     return _gather_sum(weight, ids.reshape(-1), starts, coefficient.reshape(-1))
 

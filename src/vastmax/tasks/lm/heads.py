@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vastmax import heads, samplers
+from vastmax import heads, samplers, trees
 from vastmax.tasks.lm.config import LMConfig
 from vastmax.validation import check_choice
 
@@ -30,6 +30,10 @@ def build_sampler(config: LMConfig, counts: Tensor) -> samplers.Sampler:
 
 def _exact(config: LMConfig, counts: Tensor) -> heads.Head:
     return heads.Softmax(config.width, len(counts))
+
+
+def _hierarchical(config: LMConfig, counts: Tensor) -> heads.Head:
+    return heads.HierarchicalSoftmax(config.width, trees.huffman(counts), sparse=True)
 
 
 def _sampled(
@@ -54,6 +58,7 @@ BUILDERS: dict[str, Builder] = {
     "nce-conditional": partial(_sampled, heads.NCE, log_partition="conditional"),
     "importance": partial(_sampled, heads.ImportanceSampledSoftmax),
     "one-vs-each": partial(_sampled, heads.OneVsEach),
+    "hierarchical": _hierarchical,
 }
 HEADS = tuple(BUILDERS)
 COMMON = HEADS[:4]
