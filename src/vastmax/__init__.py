@@ -1,4 +1,4 @@
-"""Output layers for a vast number of classes: exact, sampled, noise-contrastive and hierarchical, behind one interface.
+"""Output layers for a vast number of classes: exact, sampled and hierarchical, behind one interface.
 
 Example:
     >>> import torch

@@ -24,12 +24,18 @@ class Case:
     """It takes `sampler` and `num_samples`, and `generator` when called."""
     unique: bool = False
     """Its sampler draws sets of distinct classes."""
+    noise: Callable[[int], samplers.Sampler] | None = None
+    """Its sampler, for a number of classes; one of the classes' counts if omitted."""
+    follows: bool = False
+    """Its sampler follows the batch or the model, whose gradient goes round it."""
     draws: bool | None = None
     """Its loss depends on draws; so it does if `sampled`, unless said otherwise."""
     sparse: bool | None = None
     """It takes `sparse`; so it does if `sampled`, unless said otherwise."""
     flat: bool = True
     """Its parameters are those of `nn.Linear`."""
+    starts: bool = True
+    """`start_at` gives every class the probability asked for."""
     sized: bool = True
     """Its second argument is `num_classes`; else it is what knows it, such as a tree."""
 
@@ -42,7 +48,8 @@ class Case:
         torch.manual_seed(5)
         merged = {**self.options, **options}
         if self.sampled:
-            merged.setdefault("sampler", samplers.Unigram(counts(num_classes), unique=self.unique))
+            unigram = samplers.Unigram(counts(num_classes), unique=self.unique)
+            merged.setdefault("sampler", unigram if self.noise is None else self.noise(num_classes))
             merged.setdefault("num_samples", min(3, num_classes))
         return self.build(dim, num_classes, dtype=dtype, **merged)
 
@@ -55,8 +62,38 @@ def hierarchical(dim, num_classes, **options):
     return heads.HierarchicalSoftmax(dim, trees.huffman(counts(num_classes)), **options)
 
 
-def exact(build, options=None, *, sparse=False, flat=False, sized=True):
-    return Case(build, options or {}, sampled=False, sparse=sparse, flat=flat, sized=sized)
+def mixture(num_classes):
+    parts = [samplers.TreeGuided(num_classes), samplers.Unigram(counts(num_classes))]
+    return samplers.Mixture(parts, [0.6, 0.4])
+
+
+def hard_negatives(num_classes):
+    return samplers.HardNegatives(samplers.Unigram(counts(num_classes)), pool=max(5, num_classes // 5))
+
+
+def top_and_tail(num_classes):
+    return samplers.TopAndTail(samplers.Unigram(counts(num_classes), unique=True), top=min(2, num_classes))
+
+
+def in_batch(num_classes):
+    return samplers.InBatch(num_classes, counts=counts(num_classes))
+
+
+def factored(dim, num_classes, *, counted=False, **options):
+    clusters = [(c + 1) % min(3, num_classes) for c in range(num_classes)]
+    if counted:
+        options["counts"] = counts(num_classes)
+    return heads.ClassFactoredSoftmax(dim, clusters, **options)
+
+
+def adaptive(dim, num_classes, **options):
+    cutoffs = [c for c in (2, 4) if c < min(num_classes, 2 * dim - 1)]
+    return heads.AdaptiveSoftmax(dim, num_classes, cutoffs, div_value=2.0, **options)
+
+
+def exact(build, options=None, **promises):
+    """A head that draws nothing and is not flat, unless it is said to."""
+    return Case(build, options or {}, **{"sampled": False, "flat": False, **promises})
 
 
 CASES = {
@@ -65,6 +102,19 @@ CASES = {
     "HierarchicalSoftmax": exact(hierarchical, sparse=True, sized=False),
     "HierarchicalSoftmax, no bias": exact(hierarchical, {"bias": False}, sparse=True, sized=False),
     "HierarchicalSoftmax, sparse": exact(hierarchical, {"sparse": True}, sparse=True, sized=False),
+    "ClassFactoredSoftmax": exact(factored, sparse=True, sized=False),
+    "ClassFactoredSoftmax, no bias, sparse": exact(
+        factored, {"bias": False, "sparse": True}, sparse=True, sized=False
+    ),
+    "ClassFactoredSoftmax, sampled": exact(
+        factored, {"within": "sampled", "num_samples": 2, "counted": True}, draws=True, sparse=True, sized=False
+    ),
+    "ClassFactoredSoftmax, nce, sparse": exact(
+        factored, {"within": "nce", "num_samples": 2, "sparse": True}, draws=True, sparse=True, sized=False
+    ),
+    "AdaptiveSoftmax": exact(adaptive, starts=False),
+    "AdaptiveSoftmax, head bias": exact(adaptive, {"head_bias": True}, starts=False),
+    "AdaptiveSoftmax, sampled tails": exact(adaptive, {"tail_samples": 1}, draws=True, sparse=True, starts=False),
     "SampledSoftmax": Case(heads.SampledSoftmax),
     "SampledSoftmax, sparse": Case(heads.SampledSoftmax, {"sparse": True}),
     "SampledSoftmax, distinct": Case(heads.SampledSoftmax, unique=True),
@@ -94,4 +144,25 @@ CASES = {
     "ImportanceSampledSoftmax, per row, distinct": Case(
         heads.ImportanceSampledSoftmax, {"shared": False}, unique=True
     ),
+    "SampledSoftmax, tree-guided": Case(heads.SampledSoftmax, noise=samplers.TreeGuided, follows=True),
+    "SampledSoftmax, tree-guided, sparse, per row": Case(
+        heads.SampledSoftmax, {"sparse": True, "shared": False}, noise=samplers.TreeGuided, follows=True
+    ),
+    "SampledSoftmax, random features": Case(heads.SampledSoftmax, noise=samplers.RandomFeatures, follows=True),
+    "NCE, random features, per row": Case(
+        heads.NCE, {"shared": False}, noise=samplers.RandomFeatures, follows=True
+    ),
+    "NCE, mixture": Case(heads.NCE, noise=mixture, follows=True),
+    "OneVsEach, mixture, per row": Case(heads.OneVsEach, {"shared": False}, noise=mixture, follows=True),
+    "SampledSoftmax, hard negatives": Case(heads.SampledSoftmax, noise=hard_negatives, follows=True),
+    "SampledSoftmax, hard negatives, per row": Case(
+        heads.SampledSoftmax, {"shared": False}, noise=hard_negatives, follows=True
+    ),
+    "ImportanceSampledSoftmax, top and tail": Case(
+        heads.ImportanceSampledSoftmax, unique=True, noise=top_and_tail, follows=True
+    ),
+    "SampledSoftmax, top and tail, per row": Case(
+        heads.SampledSoftmax, {"shared": False}, unique=True, noise=top_and_tail, follows=True
+    ),
+    "SampledSoftmax, in batch": Case(heads.SampledSoftmax, noise=in_batch, follows=True, draws=False),
 }

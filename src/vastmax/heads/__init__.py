@@ -1,6 +1,10 @@
 """Heads: modules that turn hidden rows and targets into a training loss, and know their exact probabilities."""
 
+from vastmax.heads.adaptive import AdaptiveSoftmax
 from vastmax.heads.base import FlatHead, Head
+from vastmax.heads.class_factored import ClassFactoredSoftmax
+from vastmax.heads.clusters import frequency_clusters, sqrt_clusters
+from vastmax.heads.cutoffs import adaptive_cost, adaptive_cutoffs
 from vastmax.heads.hierarchical import HierarchicalSoftmax
 from vastmax.heads.nce import NCE
 from vastmax.heads.negative_sampling import NegativeSampling, OneVsEach
@@ -10,6 +14,8 @@ from vastmax.heads.softmax import Softmax
 
 __all__ = [
     "NCE",
+    "AdaptiveSoftmax",
+    "ClassFactoredSoftmax",
     "FlatHead",
     "Head",
     "HierarchicalSoftmax",
@@ -20,4 +26,8 @@ __all__ = [
     "SampledSoftmax",
     "Scores",
     "Softmax",
+    "adaptive_cost",
+    "adaptive_cutoffs",
+    "frequency_clusters",
+    "sqrt_clusters",
 ]

@@ -13,6 +13,7 @@ from torch import Tensor
 from vastmax.heads.base import FlatHead
 from vastmax.samplers import Candidates, Sampler, Uniform
 from vastmax.scoring import chosen_logits
+from vastmax.scoring.blocks import uncompiled
 from vastmax.validation import check_positive_int
 
 
@@ -141,6 +142,7 @@ class SampledHead(FlatHead):
         row_loss = functools.partial(self._row_loss, generator=generator)
         return self._over_rows(row_loss, hidden, target, self.reduction, sample_weight)
 
+    @uncompiled
     def _row_loss(self, hidden: Tensor, target: Tensor, generator: torch.Generator | None = None) -> Tensor:
         size = [self.num_samples] if self.shared else [len(target), self.num_samples]
         noise = self._given(self.sampler, hidden, target)

@@ -47,13 +47,20 @@ class Sampler(nn.Module, ABC):
       probability $\pi_c = 1 - e^{-k q_c}$. The set's size varies, about $\sum_c \pi_c \le k$. With $k$ the
       number of classes of positive $q$, the set is all of them, once, with $\pi_c = 1$.
 
-    A subclass states $q$ twice: as draws (`_draw`) and as log-probabilities (`_log_prob`). Its tables are
-    float64 buffers: they move with the module, keep their dtype under `half()` and the like, and stay out of
-    the state dict. Draws are made on the tables' device, which a `generator` must share.
+    A subclass states $q$ twice: as draws (`_draw`) and as log-probabilities (`_log_prob`). Its tables are buffers,
+    float64 unless they are made from a model's parameters: they move with the module, keep their dtype under
+    `half()` and the like, and stay out of the state dict. Draws are made on the tables' device, which a
+    `generator` must share.
     """
 
     conditional = False
     """Whether q depends on the batch: then only what `given` returns can draw and knows q."""
+
+    independent = True
+    """Whether candidates are independent draws from q, or the distinct classes among such."""
+
+    per_row = False
+    """Whether each row of a batch has its own q: then the first axis of ids and of sizes is the rows'."""
 
     _anchor: Tensor
 
@@ -129,11 +136,7 @@ class Sampler(nn.Module, ABC):
             >>> Uniform(3, unique=True).sample(3)[:2]
             (tensor([0, 1, 2]), tensor([0., 0., 0.], dtype=torch.float64))
         """
-        *rows, k = self._check_size(size)
-        if self.unique:
-            return self._sample_distinct(rows, k, generator)
-        ids = self._draw([*rows, k], generator)
-        return Candidates(ids, math.log(k) + self._log_prob(ids), unique=False)
+        return self._sample(self._check_size(size), generator)
 
     def log_prob(self, ids: Tensor) -> Tensor:
         """Return log q of each of `ids`, float64 of the same shape, -inf where q is 0.
@@ -158,6 +161,18 @@ class Sampler(nn.Module, ABC):
         """
         check_ids("ids", ids, self.num_classes)
         return self._log_expected_count(ids, self._check_size(size)[-1])
+
+    def _draw_scored(self, shape: Sequence[int], generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Return iid class ids and their log q, for samplers that learn the one on the way to the other."""
+        ids = self._draw(shape, generator)
+        return ids, self._log_prob(ids)
+
+    def _sample(self, size: list[int], generator: torch.Generator | None) -> Candidates:
+        *rows, k = size
+        if self.unique:
+            return self._sample_distinct(rows, k, generator)
+        ids, log_prob = self._draw_scored(size, generator)
+        return Candidates(ids, math.log(k) + log_prob, unique=False)
 
     def _log_expected_count(self, ids: Tensor, k: int) -> Tensor:
         log_prob = self._log_prob(ids)
@@ -210,12 +225,12 @@ class Sampler(nn.Module, ABC):
         """Return float64 uniforms of [0, 1), multiples of 2^-53, fine enough for any number of classes."""
         return torch.rand(tuple(shape), dtype=torch.float64, device=self.device, generator=generator)
 
-    def _register_table(self, name: str, table: Tensor) -> None:
+    def _register_table(self, name: str, table: Tensor | None) -> None:
         """Register a buffer that is no part of the state dict: a head's is that of `nn.Linear`."""
         self.register_buffer(name, table, persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # A cast of the model is about its parameters. Tables follow it to its device, in float64.
+        # A cast of the model is about its parameters. Tables follow it to its device, in their own dtype.
         super()._apply(lambda table: table.to(fn(table).device), recurse)  # type: ignore[no-untyped-call]
         return self
 

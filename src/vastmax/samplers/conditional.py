@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 import torch
 from torch import Tensor
 
-from vastmax.samplers.base import Sampler
+from vastmax.samplers.base import Candidates, Sampler
+from vastmax.validation import check_class_rows, check_hidden, check_per_class, check_positive_int, check_target
 
 
 class ConditionalSampler(Sampler):
@@ -32,14 +34,113 @@ class ConditionalSampler(Sampler):
     ) -> Sampler:
         """Return the sampler of one batch."""
 
-    def _draw(self, shape: Sequence[int], generator: torch.Generator | None) -> NoReturn:
+    def _check_batch(
+        self, hidden: Tensor, target: Tensor, linear_weight: Tensor, linear_bias: Tensor | None
+    ) -> None:
+        check_class_rows("linear_weight", linear_weight)
+        if len(linear_weight) != self.num_classes:
+            raise ValueError(
+                f"linear_weight: expected one row for each of {self.num_classes} classes, got {len(linear_weight)}"
+            )
+        check_per_class("linear_bias", linear_bias, self.num_classes)
+        check_hidden("hidden", hidden, linear_weight.shape[1])
+        if hidden.ndim != 2:
+            raise ValueError(f"hidden: expected shape (N, {linear_weight.shape[1]}), got {tuple(hidden.shape)}")
+        check_target(target, hidden.shape[:1], self.num_classes)
+
+    def _draw(self, shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
         self._refuse()
 
-    def _log_prob(self, ids: Tensor) -> NoReturn:
+    def _log_prob(self, ids: Tensor) -> Tensor:
         self._refuse()
 
     def _refuse(self) -> NoReturn:
         raise TypeError(
-            f"{type(self).__name__}: expected a batch, whose rows q depends on: "
+            f"{type(self).__name__}: expected a batch, which its candidates depend on: "
             "call given(hidden, target, linear_weight, linear_bias, shared=...) and sample from what it returns"
         )
+
+
+class ModelFollowingSampler(ConditionalSampler):
+    """A conditional sampler that draws by tables made from the model's class rows.
+
+    The tables are made at the first batch and, in training, again every `refresh` batches. Between the two they
+    lag behind the model. That makes q a worse guess at the model's distribution and nothing else: what is drawn
+    follows the q that is declared, to rounding, whatever the tables' age.
+
+    Args:
+        num_classes: V.
+        refresh: batches from one making of the tables to the next.
+        device: where to draw.
+    """
+
+    def __init__(self, num_classes: int, *, refresh: int, device: torch.device | str | None = None) -> None:
+        super().__init__(num_classes, device=device)
+        self.refresh = check_positive_int("refresh", refresh)
+        self._age: int | None = None
+
+    def given(
+        self,
+        hidden: Tensor,
+        target: Tensor,
+        linear_weight: Tensor,
+        linear_bias: Tensor | None,
+        *,
+        shared: bool,
+    ) -> Sampler:
+        """Return the sampler of one batch, from tables brought up to date as far as they are due."""
+        self._check_batch(hidden, target, linear_weight, linear_bias)
+        with unrecorded(hidden.device):
+            dtype = torch.promote_types(torch.promote_types(hidden.dtype, linear_weight.dtype), torch.float32)
+            hidden = hidden.to(dtype)
+            if shared and len(hidden) == 0:  # a set for no rows is drawn for a row of zeros
+                hidden = hidden.new_zeros(1, hidden.shape[1])
+            if self._age is None or (self.training and self._age >= self.refresh):
+                self._build(hidden, linear_weight, linear_bias)
+                self._age = 0
+            elif self.training:
+                self._update(linear_weight, linear_bias)
+            if self.training:
+                self._age += 1
+            return self._follow(hidden, shared=shared)
+
+    @abstractmethod
+    def _build(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+        """Make the tables from the class rows, in the dtype of `hidden`."""
+
+    def _update(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Bring up to date what can be, between two makings of the tables."""
+
+    @abstractmethod
+    def _follow(self, hidden: Tensor, *, shared: bool) -> Sampler:
+        """Return the sampler of the batch."""
+
+
+class BatchCandidates(Sampler):
+    """The candidates of one batch, where they are no independent draws from a q: only `sample` and counts."""
+
+    independent = False
+
+    @abstractmethod
+    def _sample(self, size: list[int], generator: torch.Generator | None) -> Candidates:
+        """Return the candidates."""
+
+    @abstractmethod
+    def _log_expected_count(self, ids: Tensor, k: int) -> Tensor:
+        """Return the log of the expected count of `ids`, whose first axis is the rows'."""
+
+    def _draw(self, shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
+        self._refuse()
+
+    def _log_prob(self, ids: Tensor) -> Tensor:
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise TypeError("the candidates of this batch are no independent draws from a q: they have counts alone")
+
+
+@contextmanager
+def unrecorded(device: torch.device) -> Iterator[None]:
+    """Compute in the tensors' own dtype, without gradient, and make tables that outlive inference mode."""
+    with torch.autocast(device.type, enabled=False), torch.inference_mode(False), torch.no_grad():
+        yield

@@ -18,13 +18,15 @@ class Mixture(Sampler):
 
     $$q_c = \sum_m w_m q_c^{(m)}, \qquad \sum_m w_m = 1.$$
 
-    A candidate's probability is the mixture's, whichever part drew it.
+    A candidate's probability is the mixture's, whichever part drew it. If a part depends on the batch, so does the
+    mixture: a share of draws from the classes' frequencies is what keeps the weights of a sampler that follows
+    the model within bounds.
 
     Args:
         samplers: the parts, all over the same classes, each with `unique=False`: whether a set holds distinct
-            classes is the mixture's to say.
+            classes is the mixture's to say. Each must make independent draws from a q.
         weights: (M,) positive weight of each part; normalised to sum to one.
-        unique: whether a set holds distinct classes (see `Sampler`).
+        unique: whether a set holds distinct classes (see `Sampler`); not if a part depends on the batch.
 
     Raises:
         TypeError, ValueError: `samplers` or `weights` that are not as above.
@@ -45,6 +47,10 @@ class Mixture(Sampler):
             raise ValueError(f"weights: expected weights greater than 0, got {weight.tolist()}")
 
         super().__init__(parts[0].num_classes, unique=unique, device=parts[0].device)
+        self.conditional = any(part.conditional for part in parts)
+        self.per_row = any(part.per_row for part in parts)
+        if unique and (self.conditional or self.per_row):
+            raise ValueError("unique: expected False in a mixture with a part that depends on the batch, got True")
         self.shares = Unigram(weight, power=1.0).to(self.device)
         self.samplers = nn.ModuleList(parts)
         self._support_size = self._count_support()
@@ -53,6 +59,21 @@ class Mixture(Sampler):
     def support_size(self) -> int:
         """The number of classes with positive q."""
         return self._support_size
+
+    def given(
+        self,
+        hidden: Tensor,
+        target: Tensor,
+        linear_weight: Tensor,
+        linear_bias: Tensor | None,
+        *,
+        shared: bool,
+    ) -> Sampler:
+        """Return the mixture of the parts given the batch."""
+        if not self.conditional:
+            return self
+        parts = [part.given(hidden, target, linear_weight, linear_bias, shared=shared) for part in self._parts()]
+        return Mixture(parts, self.shares._log_q.exp())
 
     def _count_support(self) -> int:
         if any(sampler.support_size == self.num_classes for sampler in self._parts()):
@@ -68,7 +89,10 @@ class Mixture(Sampler):
         ids = torch.empty_like(part)
         for index, sampler in enumerate(self._parts()):
             chosen = part == index
-            ids[chosen] = sampler._draw([int(chosen.sum())], generator)
+            if sampler.per_row:
+                ids = torch.where(chosen, sampler._draw(shape, generator), ids)
+            else:
+                ids[chosen] = sampler._draw([int(chosen.sum())], generator)
         return ids
 
     def _log_prob(self, ids: Tensor) -> Tensor:
@@ -92,6 +116,10 @@ def _check_parts(samplers: Sequence[Sampler]) -> list[Sampler]:
     if len({part.device for part in samplers}) > 1:
         raise ValueError(f"samplers: expected one device, got {[str(part.device) for part in samplers]}")
     for place, part in enumerate(samplers):
+        if not part.independent:
+            raise ValueError(
+                f"samplers: expected independent draws from a q, which alone can be mixed, got {part!r} at {place}"
+            )
         if part.unique:
             raise ValueError(
                 f"samplers: expected unique=False, which is the mixture's to say, got {part!r} at {place}"

@@ -1,0 +1,139 @@
+"""The cross-entropy of each row among the classes of one group, its target's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from vastmax.heads.clusters import Clusters
+from vastmax.scoring.blocks import LinearScorer, RowStatistics, uncompiled
+
+
+@uncompiled
+def grouped_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, clusters: Clusters, *, sparse: bool
+) -> Tensor:
+    r"""Return the negative log-likelihood of each target among the classes of its own group.
+
+    $$\ell_r = \log \sum_{c \in g(y_r)} e^{s_{rc}} - s_{r y_r}, \qquad s_{rc} = h_r \cdot w_c + b_c$$
+
+    One matrix product for each group that has targets. Logits are scored again on the way back; the gradients of
+    `weight` and `bias` have a row for each class of those groups, dense or sparse and coalesced. Computed in at
+    least float32.
+
+    Args:
+        hidden: (N, d).
+        weight: (V, d) class rows.
+        bias: (V,) or None.
+        target: (N,) class ids.
+        clusters: the groups.
+        sparse: give `weight` and `bias` sparse gradients.
+    """
+    loss: Tensor = _GroupedCrossEntropy.apply(hidden, weight, bias, target, clusters, sparse)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _GroupedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        clusters: Clusters,
+        sparse: bool,
+    ) -> Tensor:
+        dtype = torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
+        log_partition = hidden.new_zeros(len(target), dtype=dtype)
+        loss = torch.zeros_like(log_partition)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for _, rows, scorer in _scorers(hidden, weight, bias, target, clusters):
+                buffer = scorer.buffer()
+                for block in scorer.row_blocks():
+                    statistics, _ = scorer.statistics(block, buffer)
+                    log_partition[rows[block]] = statistics.log_partition
+                    loss[rows[block]] = statistics.log_partition - statistics.target_logit
+        ctx.save_for_backward(hidden, weight, bias, target, log_partition)
+        ctx.clusters, ctx.sparse = clusters, sparse
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, target, log_partition = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:3]
+        classes = _classes(target, ctx.clusters) if ctx.sparse else None
+        grad_hidden = torch.zeros_like(hidden) if wanted[0] else None
+        grad_weight = _ClassGradient(weight, classes) if wanted[1] else None
+        grad_bias = _ClassGradient(bias, classes) if wanted[2] else None
+        with torch.autocast(hidden.device.type, enabled=False):
+            for group, rows, scorer in _scorers(hidden, weight, bias, target, ctx.clusters):
+                gradients = scorer.empty_gradients((*wanted, False))
+                buffer = scorer.buffer()
+                for block in scorer.row_blocks():
+                    flow = upstream[rows[block]]
+                    flows = RowStatistics(log_partition=flow, target_logit=-flow, mean_logit=torch.zeros_like(flow))
+                    scorer.backward(block, buffer, log_partition[rows[block]], flows, gradients)
+                if grad_hidden is not None and gradients.hidden is not None:
+                    grad_hidden[rows] = gradients.hidden.to(grad_hidden.dtype)
+                ids = ctx.clusters.member_ids(group)
+                if grad_weight is not None and gradients.weight is not None:
+                    grad_weight.put(ids, gradients.weight)
+                if grad_bias is not None and gradients.bias is not None:
+                    grad_bias.put(ids, gradients.bias)
+        return (
+            grad_hidden,
+            None if grad_weight is None else grad_weight.tensor(),
+            None if grad_bias is None else grad_bias.tensor(),
+            None,
+            None,
+            None,
+        )
+
+
+class _ClassGradient:
+    """The gradient of a parameter with a row per class, filled group by group: dense, or of `classes` only."""
+
+    def __init__(self, parameter: Tensor, classes: Tensor | None) -> None:
+        self.parameter, self.classes = parameter, classes
+        if classes is None:
+            self.rows = torch.zeros_like(parameter)
+        else:  # every one of them is put once
+            self.rows = parameter.new_empty(len(classes), *parameter.shape[1:])
+
+    def put(self, ids: Tensor, rows: Tensor) -> None:
+        place = ids if self.classes is None else torch.searchsorted(self.classes, ids)
+        self.rows.index_copy_(0, place, rows.to(self.rows.dtype))
+
+    def tensor(self) -> Tensor:
+        if self.classes is None:
+            return self.rows
+        return torch.sparse_coo_tensor(
+            self.classes.unsqueeze(0), self.rows, self.parameter.shape, is_coalesced=True, check_invariants=False
+        )
+
+
+def _classes(target: Tensor, clusters: Clusters) -> Tensor:
+    """The ids, rising, of the classes of all groups that have targets."""
+    present = clusters.group[target].unique().tolist()
+    return torch.cat([target.new_empty(0), *(clusters.member_ids(group) for group in present)]).sort().values
+
+
+def _scorers(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, clusters: Clusters
+) -> Iterator[tuple[int, Tensor, LinearScorer]]:
+    """Each group with targets, its rows, and what scores them against its members."""
+    groups, rows = clusters.group[target].sort(stable=True)
+    present, counts = groups.unique_consecutive(return_counts=True)
+    label = clusters.label(target)
+    for group, rows_of_group in zip(present.tolist(), rows.split(counts.tolist()), strict=True):
+        members = clusters.members(group)
+        scorer = LinearScorer(
+            hidden[rows_of_group], weight[members], None if bias is None else bias[members], label[rows_of_group]
+        )
+        yield group, rows_of_group, scorer

@@ -1,0 +1,62 @@
+"""One of the softmaxes whose product is a class's probability."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vastmax.functional import sampled_softmax_loss
+from vastmax.samplers import Sampler
+from vastmax.scoring import chosen_logits, linear_cross_entropy
+
+
+class SoftmaxPart(NamedTuple):
+    """The softmax of a linear layer, and the rows of a batch that it has a say in.
+
+    Attributes:
+        rows: (M,) which rows of the batch.
+        hidden: (M, d) what they bring to this softmax.
+        weight: (K, d) its class rows.
+        bias: (K,) or None.
+        label: (M,) what each of the rows is to choose.
+        sampler: what draws candidates among the K, None if there is nothing to sample.
+    """
+
+    rows: Tensor
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    label: Tensor
+    sampler: Sampler | None = None
+
+    def exact_loss(self, *, sample_weight: Tensor | None = None, reduction: str = "none") -> Tensor:
+        """The cross-entropy, of each row (M,) or reduced."""
+        return linear_cross_entropy(
+            self.hidden,
+            self.weight,
+            self.label,
+            linear_bias=self.bias,
+            sample_weight=sample_weight,
+            reduction=reduction,
+        )
+
+    def sampled_loss(self, sampler: Sampler, k: int, *, sparse: bool, generator: torch.Generator | None) -> Tensor:
+        """The cross-entropy of each row (M,) among its label and k candidates that all rows share."""
+        candidates = sampler.sample(k, generator=generator)
+        target_logit, sampled_logit = chosen_logits(
+            self.hidden,
+            self.weight,
+            self.label.unsqueeze(-1),
+            candidates.ids,
+            linear_bias=self.bias,
+            sparse=sparse,
+        )
+        return sampled_softmax_loss(
+            target_logit.squeeze(-1),
+            sampled_logit,
+            sampler.log_expected_count(self.label, k),
+            candidates.log_expected_count,
+            reduction="none",
+        )

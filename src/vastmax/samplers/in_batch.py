@@ -1,0 +1,136 @@
+"""The other rows' targets as candidates."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from vastmax.samplers.base import Candidates, Sampler
+from vastmax.samplers.conditional import BatchCandidates, ConditionalSampler, unrecorded
+from vastmax.samplers.unigram import Unigram
+from vastmax.validation import check_finite_number
+
+
+class InBatch(ConditionalSampler):
+    r"""The targets of the other rows of the batch, as independent draws from the classes' frequencies q.
+
+    The candidates of row r are the targets of the N - 1 other rows, where class c is expected $(N - 1) q_c$ times.
+    A row's own target is none of its candidates; another row's target of the same class is, as an accidental hit
+    among independent draws. The head's `num_samples` and `shared` play no part. A batch of one row has no
+    candidates and a loss of zero.
+
+    The frequencies come from `counts`, or are learned from the targets that pass in training. There every target
+    is a draw, and $1 / q_c$ the mean number of draws from one of class c to the next. Of a class with m draws in
+    a batch, the last being draw t of all,
+
+    $$B_c \leftarrow (1 - \alpha) B_c + \alpha \frac{t - t_c} m, \qquad t_c \leftarrow t, \qquad q_c = 1 / B_c,$$
+
+    with $\alpha = \max(1 - (1 - \text{rate})^m, m / (n_c + m))$ and $n_c$ the gaps before: the plain mean of all
+    gaps, the first of which is set to V, until a moving average at `rate` takes over. From then on the relative
+    standard error of $q_c$ is about $\sqrt{\text{rate} / 2}$, and but for that the frequencies sum to one.
+
+    The learned frequencies are no part of the state dict. To go on with them in another process, keep
+    `log_prob` of all classes, and give its exponential as `counts`.
+
+    Args:
+        num_classes: V.
+        counts: (V,) counts of the classes; learned if omitted.
+        rate: of the moving average of learned frequencies, between 0 and 1.
+        device: where the tables are; that of `counts` if they are a tensor.
+
+    Raises:
+        TypeError, ValueError: arguments that are not as above.
+
+    References:
+        Yi et al., Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations, 2019.
+
+    Example:
+        >>> from vastmax.heads import SampledSoftmax
+        >>> head = SampledSoftmax(16, 1000, sampler=InBatch(1000))
+        >>> loss = head(torch.randn(4, 16), torch.tensor([1, 2, 3, 999]))
+        >>> head.sampler.log_prob(torch.tensor([1, 5])).exp()
+        tensor([0.0020, 0.0010], dtype=torch.float64)
+    """
+
+    independent = False
+
+    _gap: Tensor
+    _last: Tensor
+    _seen: Tensor
+    _draws: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        counts: Tensor | ArrayLike | None = None,
+        rate: float = 0.01,
+        device: torch.device | str | None = None,
+    ) -> None:
+        unigram = None if counts is None else Unigram(counts, power=1.0)
+        if unigram is not None and device is not None:
+            unigram = unigram.to(device)
+        super().__init__(num_classes, device=device if unigram is None else unigram.device)
+        if unigram is not None and unigram.num_classes != num_classes:
+            raise ValueError(f"counts: expected one for each of {num_classes} classes, got {unigram.num_classes}")
+        self.counted = unigram
+        self.rate = check_finite_number("rate", rate, above=0.0, below=1.0)
+        if self.counted is None:
+            zeros = torch.zeros(num_classes, dtype=torch.float64, device=self.device)
+            self._register_table("_gap", zeros + num_classes)
+            self._register_table("_last", zeros.clone())
+            self._register_table("_seen", zeros + 1)
+            self._register_table("_draws", zeros.new_zeros(()))
+
+    def given(
+        self,
+        hidden: Tensor,
+        target: Tensor,
+        linear_weight: Tensor,
+        linear_bias: Tensor | None,
+        *,
+        shared: bool,
+    ) -> Sampler:
+        """Return the candidates of one batch, after learning from its targets in training."""
+        self._check_batch(hidden, target, linear_weight, linear_bias)
+        with unrecorded(target.device):
+            if self.training and self.counted is None:
+                self._learn(target)
+            return _OtherTargets(self, target)
+
+    def _learn(self, target: Tensor) -> None:
+        ids, place, count = target.unique(return_inverse=True, return_counts=True)
+        draw = self._draws + torch.arange(1, len(target) + 1, device=target.device)
+        last = draw.new_zeros(len(ids)).scatter_reduce_(0, place, draw, "amax")
+        mean_gap = (last - self._last[ids]) / count
+        share = torch.maximum(1 - (1 - self.rate) ** count.double(), count / (self._seen[ids] + count))
+        self._gap[ids] += share * (mean_gap - self._gap[ids])
+        self._last[ids] = last
+        self._seen[ids] += count
+        self._draws += len(target)
+
+    def _log_prob(self, ids: Tensor) -> Tensor:
+        return -self._gap[ids].log() if self.counted is None else self.counted._log_prob(ids)
+
+    def extra_repr(self) -> str:
+        """Return the constructor's arguments, the counts as whether there are any."""
+        source = f"rate={self.rate:g}" if self.counted is None else "counts=..."
+        return f"num_classes={self.num_classes}, {source}"
+
+
+class _OtherTargets(BatchCandidates):
+    def __init__(self, frequencies: InBatch, target: Tensor) -> None:
+        super().__init__(frequencies.num_classes, device=target.device)
+        self.frequencies, self.target = frequencies, target
+        self.log_others = math.log(max(1, len(target) - 1))  # without others, any constant: it cancels
+
+    def _sample(self, size: list[int], generator: torch.Generator | None) -> Candidates:
+        log_count = self._log_expected_count(self.target, size[-1])
+        own = torch.eye(len(self.target), dtype=torch.bool, device=self.target.device)
+        return Candidates(self.target, torch.where(own, math.inf, log_count), unique=False)
+
+    def _log_expected_count(self, ids: Tensor, k: int) -> Tensor:
+        return self.log_others + self.frequencies._log_prob(ids)

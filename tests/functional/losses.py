@@ -1,0 +1,84 @@
+"""One table of losses on logits: a new loss joins by one line and passes every check of test_loss_conformance.py.
+
+A loss is called with logits (..., 1 + K), the target's first. The log counts, where it takes some, are fixed.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from vastmax import functional as F
+
+K = 6
+LOG_COUNT = torch.rand(1 + K, generator=torch.Generator().manual_seed(0), dtype=torch.float64).log()
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss of logits (..., 1 + K), with the options that all of them take."""
+
+    call: Callable[..., torch.Tensor]
+    sampled: bool = True
+    """Its candidates can be left out by `mask`."""
+
+    def __call__(self, logits: torch.Tensor, **options) -> torch.Tensor:
+        return self.call(logits, **options)
+
+
+def corrected(loss, **fixed):
+    def call(logits, **options):
+        log_count = LOG_COUNT[: logits.shape[-1]]
+        target_log_count = log_count[0].expand(logits.shape[:-1])
+        return loss(logits[..., 0], logits[..., 1:], target_log_count, log_count[1:], **fixed, **options)
+
+    return Loss(call)
+
+
+def uncorrected(loss, **fixed):
+    return Loss(lambda logits, **options: loss(logits[..., 0], logits[..., 1:], **fixed, **options))
+
+
+def weighted(logits, **options):
+    """NCE by a proposal: each candidate with a weight of its own."""
+    log_weight = LOG_COUNT.flip(0)[: logits.shape[-1] - 1]
+    return corrected(F.nce_loss, sampled_log_weight=log_weight)(logits, **options)
+
+
+def counted_pairs(logits, **options):
+    log_count = LOG_COUNT[1 : logits.shape[-1]]
+    return F.one_vs_each_loss(logits[..., 0], logits[..., 1:], sampled_log_count=log_count, **options)
+
+
+def importance(logits, **options):
+    log_count = LOG_COUNT[1 : logits.shape[-1]]
+    return F.importance_sampled_softmax_loss(logits[..., 0], logits[..., 1:], log_count, **options)
+
+
+def first_class(logits, **options):
+    target = torch.zeros(logits.shape[:-1], dtype=torch.int64)
+    return F.cross_entropy(logits, target, **options)
+
+
+def a_distribution(logits, **options):
+    p = LOG_COUNT.softmax(-1).expand(logits.shape)
+    return F.cross_entropy(logits, p, **options)
+
+
+def divergence(logits, **options):
+    return F.kl_divergence(logits, LOG_COUNT.softmax(-1).expand(logits.shape), **options)
+
+
+LOSSES = {
+    "sampled_softmax": corrected(F.sampled_softmax_loss),
+    "nce": corrected(F.nce_loss),
+    "nce, weighted": Loss(weighted),
+    "negative_sampling": uncorrected(F.negative_sampling_loss),
+    "negative_sampling, calibrated": uncorrected(F.negative_sampling_loss, positive_weight=0.3),
+    "one_vs_each": uncorrected(F.one_vs_each_loss),
+    "one_vs_each, sampled": Loss(counted_pairs),
+    "importance_sampled_softmax": Loss(importance),
+    "cross_entropy": Loss(first_class, sampled=False),
+    "cross_entropy, probabilities": Loss(a_distribution, sampled=False),
+    "kl_divergence": Loss(divergence, sampled=False),
+}

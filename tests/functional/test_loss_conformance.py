@@ -1,0 +1,144 @@
+"""What every loss on logits promises, checked for every loss of the table."""
+
+import pytest
+import torch
+from losses import LOSSES, K
+
+
+@pytest.fixture(params=LOSSES.values(), ids=LOSSES)
+def loss(request):
+    return request.param
+
+
+@pytest.fixture
+def sampled(loss):
+    if not loss.sampled:
+        pytest.skip("its candidates are all classes")
+    return loss
+
+
+def logits(*rows, seed=1, dtype=torch.float64):
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(*rows, 1 + K, generator=g, dtype=torch.float64).to(dtype).requires_grad_()
+
+
+def upstream(loss):
+    return torch.randn(loss.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64).to(loss.dtype)
+
+
+def gradient(loss, s):
+    return torch.autograd.grad(loss, s, upstream(loss))[0]
+
+
+@pytest.mark.parametrize("rows", [(), (6,), (2, 3), (1, 2, 3)])
+def test_leading_axes_are_rows(loss, rows):
+    s = logits(*rows)
+    per_row = loss(s, reduction="none")
+    assert per_row.shape == rows
+    torch.testing.assert_close(loss(s.reshape(-1, 1 + K), reduction="none"), per_row.reshape(-1))
+
+
+def test_reductions(loss):
+    s = logits(5)
+    per_row = loss(s, reduction="none")
+    torch.testing.assert_close(loss(s), per_row.mean())
+    torch.testing.assert_close(loss(s, reduction="mean"), per_row.mean())
+    torch.testing.assert_close(loss(s, reduction="sum"), per_row.sum())
+    with pytest.raises(ValueError, match="reduction: expected one of none, mean, sum, got 'batch'"):
+        loss(s, reduction="batch")
+
+
+def test_first_and_second_derivatives(loss):
+    """Under the random directions that gradcheck takes; plain operations, so second derivatives too."""
+    s = logits(3)
+    assert torch.autograd.gradcheck(lambda x: loss(x, reduction="none"), s)
+    assert torch.autograd.gradgradcheck(lambda x: loss(x, reduction="none"), s)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_in_float32(loss, dtype):
+    half = logits(40, dtype=dtype)
+    ours = loss(half, reduction="none")
+    assert ours.dtype == torch.float32
+    full = half.detach().double().requires_grad_()
+    theirs = loss(full, reduction="none")
+    torch.testing.assert_close(ours.double(), theirs, rtol=3e-6, atol=3e-6)
+    mine = gradient(ours, half)
+    assert mine.dtype == dtype
+    rounding = torch.finfo(dtype).eps
+    other = torch.autograd.grad(theirs, full, upstream(ours).double())[0]
+    torch.testing.assert_close(mine.double(), other, rtol=2 * rounding, atol=rounding)
+
+
+def test_autocast_changes_nothing(loss):
+    s = logits(5, dtype=torch.float32)
+    plain = loss(s, reduction="none")
+    with torch.autocast("cpu", torch.bfloat16):
+        under = loss(s, reduction="none")
+    assert torch.equal(under, plain)
+
+
+def test_non_contiguous_logits(loss):
+    s = logits(4)
+    strided = s.detach().t().contiguous().t().requires_grad_()
+    assert not strided.is_contiguous()
+    ours, theirs = loss(strided, reduction="none"), loss(s, reduction="none")
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(gradient(ours, strided), gradient(theirs, s))
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("rows", [(0,), (2, 0)])
+def test_no_row(loss, rows, reduction):
+    s = logits(*rows)
+    value = loss(s, reduction=reduction)
+    assert torch.equal(value, torch.zeros(rows if reduction == "none" else (), dtype=torch.float64))
+    assert torch.autograd.grad(value.sum(), s)[0].shape == s.shape
+
+
+@pytest.mark.parametrize("size", [1e2, 1e4])
+def test_large_logits_stay_finite(loss, size):
+    signs = torch.tensor([[1, -1, 1, -1, 1, -1, 1], [-1, 1, -1, 1, -1, 1, -1]])
+    s = (size * signs).float().requires_grad_()
+    value = loss(s, reduction="none")
+    assert value.isfinite().all()
+    assert gradient(value, s).isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own look at it
+def test_compiled_gives_the_same(loss):
+    s = logits(5)
+    torch._dynamo.reset()
+    ours = torch.compile(lambda x: loss(x, reduction="none"), backend="aot_eager")(s)
+    theirs = loss(s, reduction="none")
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(gradient(ours, s), gradient(theirs, s))
+
+
+def test_a_mask_leaves_candidates_out(sampled):
+    s = logits(4)
+    mask = torch.zeros(4, K, dtype=torch.bool)
+    mask[:, -2:] = True
+    ours, theirs = sampled(s, mask=mask, reduction="none"), sampled(s[..., :-2], reduction="none")
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(gradient(ours, s), gradient(theirs, s))
+    mask[1] = False
+    some = sampled(s, mask=mask, reduction="none")
+    torch.testing.assert_close(some[1], sampled(s, reduction="none")[1])
+    assert some[1] != ours[1]
+
+
+def test_no_candidate_left(sampled):
+    s = logits(4)
+    masked = sampled(s, mask=torch.ones(4, K, dtype=torch.bool), reduction="none")
+    none = sampled(s[..., :1], reduction="none")
+    torch.testing.assert_close(masked, none)
+    found = gradient(masked, s)
+    assert found.isfinite().all()
+    assert torch.equal(found[..., 1:], torch.zeros(4, K, dtype=torch.float64))
+
+
+def test_every_logit_matters(loss):
+    s = logits(4)
+    found = gradient(loss(s, reduction="none"), s)
+    assert (found != 0).all()
