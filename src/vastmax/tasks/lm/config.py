@@ -9,7 +9,16 @@ from typing import Any
 
 from vastmax.validation import check_choice, check_finite_number, check_positive_int
 
-SAMPLERS = ("unigram", "uniform", "log-uniform")
+SAMPLERS = (
+    "unigram",
+    "uniform",
+    "log-uniform",
+    "in-batch",
+    "tree-guided",
+    "random-features",
+    "hard-negatives",
+    "top-and-tail",
+)
 BODIES = ("lstm", "transformer")
 OPTIMIZERS = ("adamw", "adagrad")
 TOKENS = ("word", "bpe")

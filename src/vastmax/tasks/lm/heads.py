@@ -17,15 +17,31 @@ Builder = Callable[[LMConfig, Tensor], heads.Head]
 
 def build_sampler(config: LMConfig, counts: Tensor) -> samplers.Sampler:
     """Build the noise distribution that a run asks for, over classes with these counts."""
+    num_classes = len(counts)
     seen = counts.clamp(min=1)  # a token that the training text lacks can still be a target
     unigram = samplers.Unigram(seen, config.power)
+
+    def half(follower: samplers.Sampler) -> samplers.Sampler:
+        # Alone, a sampler that follows the model gives weights without bound to what the model underrates.
+        return samplers.Mixture([follower, unigram], [0.5, 0.5])
+
     match config.sampler:
         case "uniform":
-            return samplers.Uniform(len(counts))
+            return samplers.Uniform(num_classes)
         case "log-uniform":
-            return samplers.LogUniform(len(counts))
-        case _:
-            return unigram
+            return samplers.LogUniform(num_classes)
+        case "in-batch":
+            return samplers.InBatch(num_classes, counts=seen)
+        case "tree-guided":
+            return half(samplers.TreeGuided(num_classes))
+        case "random-features":
+            return half(samplers.RandomFeatures(num_classes))
+        case "hard-negatives":
+            return samplers.HardNegatives(unigram, pool=min(10 * config.num_samples, 10_000_000))
+        case "top-and-tail":
+            tail = samplers.Unigram(seen, config.power, unique=True)
+            return samplers.TopAndTail(tail, top=min(config.num_samples, num_classes))
+    return unigram
 
 
 def _exact(config: LMConfig, counts: Tensor) -> heads.Head:
@@ -34,6 +50,25 @@ def _exact(config: LMConfig, counts: Tensor) -> heads.Head:
 
 def _hierarchical(config: LMConfig, counts: Tensor) -> heads.Head:
     return heads.HierarchicalSoftmax(config.width, trees.huffman(counts), sparse=True)
+
+
+def _factored(config: LMConfig, counts: Tensor) -> heads.Head:
+    return heads.ClassFactoredSoftmax(config.width, heads.frequency_clusters(counts), sparse=True)
+
+
+def _factored_sampled(config: LMConfig, counts: Tensor) -> heads.Head:
+    return heads.ClassFactoredSoftmax(
+        config.width,
+        heads.frequency_clusters(counts),
+        within="sampled",
+        num_samples=max(1, config.num_samples // 16),  # a group has about the square root of the classes
+        counts=counts.clamp(min=1),
+        sparse=True,
+    )
+
+
+def _adaptive(config: LMConfig, counts: Tensor) -> heads.Head:
+    return heads.AdaptiveSoftmax(config.width, len(counts), "auto", counts=counts, head_bias=True)
 
 
 def _sampled(
@@ -59,6 +94,9 @@ BUILDERS: dict[str, Builder] = {
     "importance": partial(_sampled, heads.ImportanceSampledSoftmax),
     "one-vs-each": partial(_sampled, heads.OneVsEach),
     "hierarchical": _hierarchical,
+    "factored": _factored,
+    "factored-sampled": _factored_sampled,
+    "adaptive": _adaptive,
 }
 HEADS = tuple(BUILDERS)
 COMMON = HEADS[:4]
