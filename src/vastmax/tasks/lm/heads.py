@@ -9,10 +9,27 @@ from typing import Any
 from torch import Tensor
 
 from vastmax import heads, samplers, trees
+from vastmax.data.contexts import context_vectors
 from vastmax.tasks.lm.config import LMConfig
 from vastmax.validation import check_choice
 
 Builder = Callable[[LMConfig, Tensor], heads.Head]
+
+
+def build_tree(tokens: Tensor, counts: Tensor) -> trees.Tree:
+    """Build the tree of the hierarchical head: tokens with the same neighbours in a text share a path.
+
+    Args:
+        tokens: (T,) the training text.
+        counts: (V,) occurrences of each token in it.
+    """
+    vectors = context_vectors(tokens, len(counts))
+    return trees.clustered(vectors[falling(counts)])
+
+
+def falling(counts: Tensor) -> Tensor:
+    """The tokens by falling count, which is what the classes of a head are: (V,)."""
+    return counts.argsort(descending=True, stable=True)
 
 
 def build_sampler(config: LMConfig, counts: Tensor) -> samplers.Sampler:
@@ -48,10 +65,6 @@ def _exact(config: LMConfig, counts: Tensor) -> heads.Head:
     return heads.Softmax(config.width, len(counts))
 
 
-def _hierarchical(config: LMConfig, counts: Tensor) -> heads.Head:
-    return heads.HierarchicalSoftmax(config.width, trees.huffman(counts), sparse=True)
-
-
 def _factored(config: LMConfig, counts: Tensor) -> heads.Head:
     return heads.ClassFactoredSoftmax(config.width, heads.frequency_clusters(counts), sparse=True)
 
@@ -68,7 +81,7 @@ def _factored_sampled(config: LMConfig, counts: Tensor) -> heads.Head:
 
 
 def _adaptive(config: LMConfig, counts: Tensor) -> heads.Head:
-    return heads.AdaptiveSoftmax(config.width, len(counts), "auto", counts=counts, head_bias=True)
+    return heads.AdaptiveSoftmax(config.width, len(counts), "auto", 2.0, counts=counts, head_bias=True)
 
 
 def _sampled(
@@ -93,20 +106,26 @@ BUILDERS: dict[str, Builder] = {
     "nce-conditional": partial(_sampled, heads.NCE, log_partition="conditional"),
     "importance": partial(_sampled, heads.ImportanceSampledSoftmax),
     "one-vs-each": partial(_sampled, heads.OneVsEach),
-    "hierarchical": _hierarchical,
     "factored": _factored,
     "factored-sampled": _factored_sampled,
     "adaptive": _adaptive,
 }
-HEADS = tuple(BUILDERS)
+HIERARCHICAL = "hierarchical"
+HEADS = (*BUILDERS, HIERARCHICAL)
 COMMON = HEADS[:4]
 """Those that a comparison takes unless it is told otherwise."""
 
 
-def build_head(name: str, config: LMConfig, counts: Tensor) -> heads.Head:
-    """Build a head by its name, over classes sorted by falling count, started at their frequencies."""
+def build_head(name: str, config: LMConfig, counts: Tensor, tree: trees.Tree | None = None) -> heads.Head:
+    """Build a head by its name, over classes sorted by falling count, started at their frequencies.
+
+    `tree` is that of the hierarchical head; Huffman's if omitted.
+    """
     check_choice("head", name, HEADS)
-    head = BUILDERS[name](config, counts)
+    if name == HIERARCHICAL:
+        head: heads.Head = heads.HierarchicalSoftmax(config.width, tree or trees.huffman(counts), sparse=True)
+    else:
+        head = BUILDERS[name](config, counts)
     smoothed = counts.double() + 1
     head.start_at((smoothed / smoothed.sum()).log())
     return head

@@ -15,7 +15,8 @@ from vastmax.data.batches import IGNORE_INDEX
 from vastmax.metrics import PartitionSpread, Perplexity
 from vastmax.tasks.lm.bodies import State, build_body
 from vastmax.tasks.lm.config import LMConfig
-from vastmax.tasks.lm.heads import build_head
+from vastmax.tasks.lm.heads import build_head, falling
+from vastmax.trees import Tree
 
 WARMUP = 0.05
 """Share of a run over which the learning rate rises to its peak."""
@@ -38,18 +39,19 @@ class LanguageModel(LightningModule):
         config: the run's options.
         head: the name of the head.
         counts: (V,) occurrences of each token in the training text.
+        tree: of the hierarchical head.
     """
 
     class_of_token: Tensor
 
-    def __init__(self, config: LMConfig, head: str, counts: Tensor) -> None:
+    def __init__(self, config: LMConfig, head: str, counts: Tensor, tree: Tree | None = None) -> None:
         super().__init__()
         torch.manual_seed(config.seed)
         self.config = config
         self.body = build_body(config, len(counts))
-        rank = counts.argsort(descending=True, stable=True)
-        self.head = build_head(head, config, counts[rank])
-        self.register_buffer("class_of_token", rank.argsort(), persistent=False)
+        token_of_class = falling(counts)
+        self.head = build_head(head, config, counts[token_of_class], tree)
+        self.register_buffer("class_of_token", token_of_class.argsort(), persistent=False)
         self.state: State | None = None
         self.progress = 0.0
 

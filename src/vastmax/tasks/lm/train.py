@@ -21,10 +21,11 @@ from vastmax.data import TokenBatches, Vocabulary
 from vastmax.tasks.lm.checkpoint import WholeCheckpoints, load_weights, read_checkpoint
 from vastmax.tasks.lm.config import LMConfig
 from vastmax.tasks.lm.corpus import TokenStreams, read_streams
-from vastmax.tasks.lm.heads import HEADS
+from vastmax.tasks.lm.heads import HEADS, HIERARCHICAL, build_tree
 from vastmax.tasks.lm.model import ExactScores, LanguageModel, parameter_count
 from vastmax.tasks.lm.record import Record
 from vastmax.tasks.lm.run import RunFolder
+from vastmax.trees import Tree
 from vastmax.validation import check_choice
 
 EVAL_STRANDS = 16
@@ -60,7 +61,9 @@ def train(
     run.begin(config, head, streams, resume=resume)
     if (done := run.result()) is not None:
         return done
-    model = LanguageModel(config, head, streams.vocabulary.counts)
+    counts = streams.vocabulary.counts
+    tree = build_tree(streams.train, counts) if head == HIERARCHICAL else None
+    model = LanguageModel(config, head, counts, tree)
     resumed = run.checkpoint.exists()
     if resumed:  # a damaged file is reported here, in one line, before any work
         load_weights(model, read_checkpoint(run.checkpoint), run.checkpoint)
@@ -155,7 +158,9 @@ def load_run(folder: Path) -> tuple[LMConfig, Vocabulary, LanguageModel]:
     config, more = LMConfig.load(run.options)
     vocabulary = Vocabulary.load(run.vocabulary)
     checkpoint = read_checkpoint(run.checkpoint)
-    model = LanguageModel(config, more.get("head", ""), vocabulary.counts)
+    children = checkpoint["state_dict"].get("head._extra_state")  # what a hierarchical head saves of its tree
+    tree = None if children is None else Tree(children)
+    model = LanguageModel(config, more.get("head", ""), vocabulary.counts, tree)
     load_weights(model, checkpoint, run.checkpoint)
     return config, vocabulary, model
 
