@@ -23,7 +23,7 @@ def core_modules():
         names.append(module.__name__)
         if hasattr(module, "__path__"):
             names += [f"{module.__name__}.{m.name}" for m in pkgutil.iter_modules(module.__path__)]
-    return [*names, "vastmax.data.batches", "vastmax.data.text", "vastmax.data.vocabulary"]
+    return [*names, "vastmax.data.batches", "vastmax.data.contexts", "vastmax.data.text", "vastmax.data.vocabulary"]
 
 
 @pytest.mark.parametrize("name", core_modules())

@@ -15,18 +15,19 @@ def test_inner_products_are_those_of_the_square_roots_of_neighbour_shares():
         share[after, before] += 1
         share[before, 6 + after] += 1
     rows = (share / TEXT.bincount(minlength=6)[:, None]).sqrt()
-    x = context_vectors(TEXT, 6)
+    x = context_vectors(TEXT, 6, smoothing=0.0)
     assert x.shape == (6, 6)
     torch.testing.assert_close(x @ x.t(), rows @ rows.t(), atol=1e-4, rtol=1e-4)
 
 
-def test_only_the_most_frequent_tokens_are_contexts():
-    text = torch.tensor([0, 1, 0, 2, 0, 3, 0])
-    x = context_vectors(text, 5, num_contexts=1)  # 0, beside which 1, 2 and 3 stand alike
-    torch.testing.assert_close(x[[1, 1]], x[[2, 3]])
-    assert x[1].norm() > 1
-    assert torch.equal(x[4], torch.zeros_like(x[4]))  # not in the text
-    assert x[0].abs().max() < 1e-6  # never beside itself
+def test_smoothing_draws_rare_tokens_to_the_mean():
+    text = torch.tensor([0, 1, 0, 2, 0, 1, 0, 1, 0, 2, 1])
+    counts = text.bincount(minlength=4).unsqueeze(-1)
+    plain = context_vectors(text, 4, smoothing=0.0)
+    mean = (counts * plain).sum(0) / counts.sum()
+    expected = mean + counts / (counts + 2.5) * (plain - mean)
+    expected[3] = mean  # not in the text
+    torch.testing.assert_close(context_vectors(text, 4, smoothing=2.5), expected)
 
 
 def test_it_repeats_and_leaves_the_generator_alone():
@@ -45,5 +46,7 @@ def test_short_texts():
 def test_errors():
     with pytest.raises(ValueError, match=r"tokens: expected class ids in \[0, 3\), got 5 at \(1,\)"):
         context_vectors(torch.tensor([0, 5]), 3)
+    with pytest.raises(ValueError, match="smoothing: expected a finite number of at least 0, got -1"):
+        context_vectors(TEXT, 6, smoothing=-1.0)
     with pytest.raises(ValueError, match="width: expected an integer of at least 1, got 0"):
         context_vectors(TEXT, 6, width=0)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vastmax.validation import check_ids, check_positive_int
+from vastmax.validation import check_finite_number, check_ids, check_positive_int
 
 
 @torch.no_grad()
-def context_vectors(tokens: Tensor, num_tokens: int, width: int = 64, num_contexts: int = 2000) -> Tensor:
+def context_vectors(tokens: Tensor, num_tokens: int, width: int = 200, smoothing: float = 10.0) -> Tensor:
     r"""Return a vector per token, near to those of tokens that are followed and preceded by the same ones.
 
     The principal components of
@@ -17,16 +17,19 @@ def context_vectors(tokens: Tensor, num_tokens: int, width: int = 64, num_contex
     $$x_{wc} = \sqrt{\hat p(c \mid w)},$$
 
     with c the tokens just before w and, apart from them, those just after: the distance of two rows is the
-    Hellinger distance of their contexts. Counting is one pass over the text.
+    Hellinger distance of their contexts. A token seen n times is then drawn towards the mean of the text, for of
+    a rare one little is known:
+
+    $$y_w = \bar x + \frac{n_w}{n_w + \lambda} (x_w - \bar x).$$
 
     Args:
         tokens: (T,) int64, a text.
         num_tokens: V, the size of the vocabulary.
-        width: components kept; fewer where V or the contexts are fewer.
-        num_contexts: the most frequent tokens serve as contexts.
+        width: components kept; fewer where V is smaller.
+        smoothing: lambda, at least 0: the count at which a token is half way between its own contexts and the mean.
 
     Returns:
-        (V, width) float32; zeros for a token that the text lacks.
+        (V, width) float32; with smoothing, the mean for a token that the text lacks.
 
     Raises:
         TypeError, ValueError: tokens that are not such ids.
@@ -42,23 +45,19 @@ def context_vectors(tokens: Tensor, num_tokens: int, width: int = 64, num_contex
     """
     check_ids("tokens", tokens, num_tokens)
     check_positive_int("width", width)
+    check_finite_number("smoothing", smoothing, at_least=0.0)
     counts = tokens.bincount(minlength=num_tokens)
-    num_contexts = min(check_positive_int("num_contexts", num_contexts), num_tokens)
-    frequent = counts.topk(num_contexts).indices
-    context = torch.full((num_tokens,), -1).scatter(0, frequent, torch.arange(num_contexts))
-
     word = torch.cat([tokens[1:], tokens[:-1]])
-    column = torch.cat([context[tokens[:-1]], context[tokens[1:]]])
-    column[len(tokens) - 1 :] += num_contexts * (column[len(tokens) - 1 :] >= 0)
-    word, column = word[column >= 0], column[column >= 0]
-    size = (num_tokens, 2 * num_contexts)
+    context = torch.cat([tokens[:-1], tokens[1:] + num_tokens])
+    size = (num_tokens, 2 * num_tokens)
     pairs = torch.sparse_coo_tensor(
-        torch.stack([word, column]), torch.ones(len(word)), size, check_invariants=False
-    )
-    pairs = pairs.coalesce()
-    share = pairs.values() / counts.clamp(min=1)[pairs.indices()[0]]
+        torch.stack([word, context]), torch.ones(len(word)), size, check_invariants=False
+    ).coalesce()
+    share = pairs.values() / counts[pairs.indices()[0]]
     rows = torch.sparse_coo_tensor(pairs.indices(), share.sqrt(), size, is_coalesced=True, check_invariants=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # of the random projection that finds the components
-        u, s, _ = torch.svd_lowrank(rows, q=min(width, *size), niter=4)
-    return u * s
+        u, s, _ = torch.svd_lowrank(rows, q=min(width, num_tokens), niter=4)
+    x, n = u * s, counts.unsqueeze(-1)
+    mean = (n * x).sum(0) / n.sum().clamp(min=1)
+    return mean + (x - mean) * (n / (n + smoothing)).nan_to_num()
