@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import math
 from importlib.resources import files
+from itertools import compress, cycle
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ COLUMNS = (
     "log Z spread",
 )
 COLOURS = {"exact": "#222222", "sampled": "#1f77b4", "nce": "#d95f02", "negative": "#1b9e77"}
+OTHER_COLOURS = ("#9467bd", "#e377c2", "#8c564b", "#bcbd22", "#17becf", "#ff9896", "#98df8a", "#c7c7c7", "#aec7e8")
+LONG_NAME = 12
 
 
 def rows(results: dict[str, Any]) -> list[list[str]]:
@@ -59,14 +62,15 @@ def rows(results: dict[str, Any]) -> list[list[str]]:
 
 
 def terminal_table(results: dict[str, Any]) -> Table:
-    """Return the comparison as a table for the terminal."""
+    """Return the comparison as a table for the terminal, without milliseconds: it is to fit eighty columns."""
     table = Table(title=Text(heading(results)), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in COLUMNS:
-        # Two short lines of heading, so that ten columns fit a terminal of eighty.
-        header = column.replace(" ", "\n").replace("/", "\n/").replace("-", "-\n")
+    shown = [column != "ms/step" for column in COLUMNS]
+    for column in compress(COLUMNS, shown):
+        header = column.replace(" ", "\n").replace("/", "\n/").replace("-", "-\n")  # two short lines
         table.add_column(header, justify="left" if column == "head" else "right", no_wrap=True)
-    for row in rows(results):
-        table.add_row(*row)
+    for name, *cells in rows(results):
+        in_two = name.replace("-", "-\n") if len(name) > LONG_NAME else name
+        table.add_row(*compress([in_two, *cells], shown))
     return table
 
 
@@ -101,6 +105,8 @@ def heading(results: dict[str, Any]) -> str:
 def draw_curves(results: dict[str, Any], path: Path) -> None:
     """Draw exact validation perplexity against training time and against training tokens."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
+    others = cycle(OTHER_COLOURS)
+    colours = {head["head"]: COLOURS.get(head["head"]) or next(others) for head in results["heads"]}
     for axes, against, label in zip(
         figure.subplots(1, 2, sharey=True),
         ("seconds", "tokens"),
@@ -114,7 +120,7 @@ def draw_curves(results: dict[str, Any], path: Path) -> None:
                 [point["perplexity"] for point in curve],
                 marker="o",
                 markersize=3.5,
-                color=COLOURS.get(head["head"]),
+                color=colours[head["head"]],
                 label=head["head"],
             )
         axes.set_yscale("log")
@@ -124,7 +130,10 @@ def draw_curves(results: dict[str, Any], path: Path) -> None:
         axes.set_xlabel(label)
         axes.grid(True, which="both", alpha=0.25)
     figure.axes[0].set_ylabel("exact validation perplexity")
-    figure.axes[0].legend()
+    if len(colours) > len(COLOURS):
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper")
+    else:
+        figure.axes[0].legend()
     figure.suptitle(heading(results))
     figure.savefig(path, dpi=130)
 
