@@ -1,4 +1,4 @@
-"""One table of heads: a new head joins by one line and passes every check of test_conformance.py."""
+"""One table of heads: a new head joins by one line and passes every check of `test_conformance*.py`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -166,3 +166,21 @@ CASES = {
     ),
     "SampledSoftmax, in batch": Case(heads.SampledSoftmax, noise=in_batch, follows=True, draws=False),
 }
+
+
+def batch(rows=(6,), dtype=torch.float64, seed=0, num_classes=V, dim=D):
+    g = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(*rows, dim, generator=g, dtype=dtype).requires_grad_()
+    return hidden, torch.randint(num_classes, rows, generator=g), g
+
+
+def call(case, head, hidden, target, seed=11, **options):
+    """The loss, with its draws fixed by a seed."""
+    if case.draws:
+        options["generator"] = torch.Generator().manual_seed(seed)
+    return head(hidden, target, **options)
+
+
+def gradients(loss, inputs, upstream=None):
+    found = torch.autograd.grad(loss, inputs, upstream, allow_unused=True)
+    return [torch.zeros_like(x) if g is None else g.to_dense() for g, x in zip(found, inputs, strict=True)]

@@ -1,9 +1,8 @@
 """Pure mathematics on logits: no state, no sampling. Per row unless reduced, by the one helper `reduce_rows`."""
 
+from vastmax.functional.candidates import effective_sample_size, log_partition_estimate
 from vastmax.functional.sampled import (
-    effective_sample_size,
     importance_sampled_softmax_loss,
-    log_partition_estimate,
     nce_loss,
     negative_sampling_loss,
     one_vs_each_loss,

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vastmax.functional.candidates import check_candidates, corrected, log_partition_estimate, uncorrected
 from vastmax.reduction import reduce_rows
-from vastmax.validation import check_finite, check_finite_number
+from vastmax.validation import check_finite_number
 
 
 def sampled_softmax_loss(
@@ -60,7 +61,7 @@ def sampled_softmax_loss(
         >>> torch.allclose(loss, -s.log_softmax(-1)[0, 0])
         True
     """
-    target, sampled = _corrected(target_logit, sampled_logit, target_log_count, sampled_log_count, mask)
+    target, sampled = corrected(target_logit, sampled_logit, target_log_count, sampled_log_count, mask)
     logits = torch.cat([target.unsqueeze(-1), sampled], -1)
     return reduce_rows(logits.logsumexp(-1) - target, reduction=reduction)
 
@@ -109,10 +110,10 @@ def nce_loss(
         >>> torch.allclose(loss, 3 * torch.tensor(2.0).log())
         True
     """
-    target, sampled = _corrected(target_logit, sampled_logit, target_log_count, sampled_log_count, mask)
+    target, sampled = corrected(target_logit, sampled_logit, target_log_count, sampled_log_count, mask)
     noise = functional.softplus(sampled)
     if sampled_log_weight is not None:
-        _check_candidates("sampled_log_weight", sampled_log_weight, sampled_logit)
+        check_candidates("sampled_log_weight", sampled_log_weight, sampled_logit)
         noise = noise * sampled_log_weight.to(noise.dtype).exp()
     return reduce_rows(functional.softplus(-target) + noise.sum(-1), reduction=reduction)
 
@@ -157,7 +158,7 @@ def negative_sampling_loss(
         True
     """
     check_finite_number("positive_weight", positive_weight, above=0.0)
-    target, sampled = _uncorrected(target_logit, sampled_logit, mask)
+    target, sampled = uncorrected(target_logit, sampled_logit, mask)
     positive = positive_weight * functional.softplus(-target)
     return reduce_rows(positive + functional.softplus(sampled).sum(-1), reduction=reduction)
 
@@ -199,10 +200,10 @@ def one_vs_each_loss(
         >>> torch.allclose(one_vs_each_loss(s[:, 0], s[:, 1:]), -s.log_softmax(-1)[0, 0])
         True
     """
-    target, sampled = _uncorrected(target_logit, sampled_logit, mask)
+    target, sampled = uncorrected(target_logit, sampled_logit, mask)
     pairs = functional.softplus(sampled - target.unsqueeze(-1))
     if sampled_log_count is not None:
-        _check_candidates("sampled_log_count", sampled_log_count, sampled_logit)
+        check_candidates("sampled_log_count", sampled_log_count, sampled_logit)
         pairs = pairs * sampled_log_count.neg().to(pairs.dtype).exp()
     return reduce_rows(pairs.sum(-1), reduction=reduction)
 
@@ -245,116 +246,8 @@ def importance_sampled_softmax_loss(
         >>> torch.allclose(importance_sampled_softmax_loss(s[:, 0], s, torch.zeros(3)), -s.log_softmax(-1)[0, 0])
         True
     """
-    target, _ = _uncorrected(target_logit, sampled_logit, mask)
+    target, _ = uncorrected(target_logit, sampled_logit, mask)
     log_partition = log_partition_estimate(sampled_logit, sampled_log_count, mask=mask)
     without = log_partition.isneginf()
     loss = log_partition.masked_fill(without, 0.0) - target
     return reduce_rows(loss, reduction=reduction, ignored=without)
-
-
-def log_partition_estimate(
-    sampled_logit: Tensor, sampled_log_count: Tensor, *, mask: Tensor | None = None
-) -> Tensor:
-    r"""Return the log of the importance-sampling estimate of each row's partition.
-
-    $$\log \hat Z = \log \sum_j e^{s_j - \log m_j}, \qquad \mathbb{E}\, \hat Z = \sum_c e^{s_c}$$
-
-    Args:
-        sampled_logit: (..., K).
-        sampled_log_count: (K,) or (..., K) log expected count of each candidate.
-        mask: (..., K) bool, True where a candidate is left out.
-
-    Returns:
-        (...) in nats, -inf in a row without candidates; at least float32.
-
-    Raises:
-        ValueError: shapes that do not fit.
-
-    Example:
-        >>> log_partition_estimate(torch.zeros(2), torch.tensor([0.25, 0.5]).log()).exp()  # 4 + 2
-        tensor(6.)
-    """
-    log_ratio = _log_ratio(sampled_logit, sampled_log_count, mask)
-    empty = log_ratio.isneginf().all(-1)
-    # Filled before the sum and emptied after it: the gradient of a logsumexp of nothing is nan.
-    return log_ratio.masked_fill(empty.unsqueeze(-1), 0.0).logsumexp(-1).masked_fill(empty, -torch.inf)
-
-
-def effective_sample_size(
-    sampled_logit: Tensor, sampled_log_count: Tensor, *, mask: Tensor | None = None
-) -> Tensor:
-    r"""Return how many equally weighted candidates the importance weights of a row are worth.
-
-    $$\text{ESS} = \frac{(\sum_j w_j)^2}{\sum_j w_j^2}, \qquad w_j = e^{s_j} / m_j$$
-
-    Args:
-        sampled_logit: (..., K).
-        sampled_log_count: (K,) or (..., K) log expected count of each candidate.
-        mask: (..., K) bool, True where a candidate is left out.
-
-    Returns:
-        (...) between 1 and K, 0 in a row without candidates; at least float32.
-
-    Raises:
-        ValueError: shapes that do not fit.
-
-    Example:
-        >>> effective_sample_size(torch.zeros(4), torch.zeros(4))
-        tensor(4.)
-    """
-    log_weight = _log_ratio(sampled_logit, sampled_log_count, mask)
-    log_weight = log_weight - log_weight.detach().amax(-1, keepdim=True).nan_to_num(neginf=0.0)
-    weight = log_weight.exp()
-    return weight.sum(-1).square() / weight.square().sum(-1).clamp(min=torch.finfo(weight.dtype).tiny)
-
-
-def _corrected(
-    target_logit: Tensor,
-    sampled_logit: Tensor,
-    target_log_count: Tensor,
-    sampled_log_count: Tensor,
-    mask: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Subtract the log counts; a candidate that is left out becomes -inf."""
-    target, _ = _uncorrected(target_logit, sampled_logit, mask)
-    if target_log_count.shape != target.shape:
-        raise ValueError(
-            f"target_log_count: expected shape {tuple(target.shape)}, got {tuple(target_log_count.shape)}"
-        )
-    check_finite("target_log_count", target_log_count)
-    return target - target_log_count.to(target.dtype), _log_ratio(sampled_logit, sampled_log_count, mask)
-
-
-def _uncorrected(target_logit: Tensor, sampled_logit: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The logits in at least float32; a candidate that is left out becomes -inf."""
-    rows = target_logit.shape
-    if sampled_logit.shape[:-1] != rows or sampled_logit.ndim == 0:
-        raise ValueError(f"sampled_logit: expected shape {(*rows, 'K')}, got {tuple(sampled_logit.shape)}")
-    return _wide(target_logit), _masked(_wide(sampled_logit), mask)
-
-
-def _log_ratio(sampled_logit: Tensor, sampled_log_count: Tensor, mask: Tensor | None) -> Tensor:
-    """Logit less log count: the log of the term that each candidate adds to an estimate of Z."""
-    _check_candidates("sampled_log_count", sampled_log_count, sampled_logit)
-    logit = _wide(sampled_logit)
-    return _masked(logit - sampled_log_count.to(logit.dtype), mask)
-
-
-def _masked(sampled: Tensor, mask: Tensor | None) -> Tensor:
-    if mask is None:
-        return sampled
-    if mask.shape != sampled.shape:
-        raise ValueError(f"mask: expected shape {tuple(sampled.shape)}, got {tuple(mask.shape)}")
-    return sampled.masked_fill(mask, -torch.inf)
-
-
-def _check_candidates(name: str, values: Tensor, sampled_logit: Tensor) -> None:
-    if values.shape not in (sampled_logit.shape, sampled_logit.shape[-1:]):
-        raise ValueError(
-            f"{name}: expected shape {tuple(sampled_logit.shape[-1:])} or {tuple(sampled_logit.shape)}, "
-            f"got {tuple(values.shape)}"
-        )
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))

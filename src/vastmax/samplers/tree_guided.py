@@ -34,6 +34,9 @@ class TreeGuided(ModelFollowingSampler):
     A draw costs O(d log V). The tables hold V x d numbers and cost O(V d + V log^2 V) to make. With one set of
     candidates for all rows, q is the mean of the rows' own, and the log-probability of an id costs O(N d log V).
 
+    What the tangents underrate is drawn too rarely for its weight, which has no bound: give a share of the draws to
+    the classes' frequencies, by a `Mixture` with `Unigram`.
+
     Args:
         num_classes: V.
         order: (V,) int64 class ids, leaf by leaf from left to right; laid by the class rows if omitted.

@@ -8,11 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vastmax import heads, samplers
 from vastmax.heads import SampledHead
-from vastmax.samplers import Sampler
-from vastmax.samplers.hard_negatives import HardNegatives
-from vastmax.samplers.random_features import RandomFeatures
-from vastmax.samplers.top_and_tail import TopAndTail
-from vastmax.samplers.tree_guided import TreeGuided
+from vastmax.samplers import HardNegatives, RandomFeatures, Sampler, TopAndTail, TreeGuided
 from vastmax.validation import check_choice, check_finite_number, check_positive_int
 
 if TYPE_CHECKING:

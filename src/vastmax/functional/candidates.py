@@ -1,0 +1,117 @@
+"""Logits of sampled candidates and how often they are expected: corrections, and what they estimate together."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vastmax.validation import check_finite
+
+
+def log_partition_estimate(
+    sampled_logit: Tensor, sampled_log_count: Tensor, *, mask: Tensor | None = None
+) -> Tensor:
+    r"""Return the log of the importance-sampling estimate of each row's partition.
+
+    $$\log \hat Z = \log \sum_j e^{s_j - \log m_j}, \qquad \mathbb{E}\, \hat Z = \sum_c e^{s_c}$$
+
+    Args:
+        sampled_logit: (..., K).
+        sampled_log_count: (K,) or (..., K) log expected count of each candidate.
+        mask: (..., K) bool, True where a candidate is left out.
+
+    Returns:
+        (...) in nats, -inf in a row without candidates; at least float32.
+
+    Raises:
+        ValueError: shapes that do not fit.
+
+    Example:
+        >>> log_partition_estimate(torch.zeros(2), torch.tensor([0.25, 0.5]).log()).exp()  # 4 + 2
+        tensor(6.)
+    """
+    terms = log_ratio(sampled_logit, sampled_log_count, mask)
+    empty = terms.isneginf().all(-1)
+    # Filled before the sum and emptied after it: the gradient of a logsumexp of nothing is nan.
+    return terms.masked_fill(empty.unsqueeze(-1), 0.0).logsumexp(-1).masked_fill(empty, -torch.inf)
+
+
+def effective_sample_size(
+    sampled_logit: Tensor, sampled_log_count: Tensor, *, mask: Tensor | None = None
+) -> Tensor:
+    r"""Return how many equally weighted candidates the importance weights of a row are worth.
+
+    $$\text{ESS} = \frac{(\sum_j w_j)^2}{\sum_j w_j^2}, \qquad w_j = e^{s_j} / m_j$$
+
+    Args:
+        sampled_logit: (..., K).
+        sampled_log_count: (K,) or (..., K) log expected count of each candidate.
+        mask: (..., K) bool, True where a candidate is left out.
+
+    Returns:
+        (...) between 1 and K, 0 in a row without candidates; at least float32.
+
+    Raises:
+        ValueError: shapes that do not fit.
+
+    Example:
+        >>> effective_sample_size(torch.zeros(4), torch.zeros(4))
+        tensor(4.)
+    """
+    log_weight = log_ratio(sampled_logit, sampled_log_count, mask)
+    log_weight = log_weight - log_weight.detach().amax(-1, keepdim=True).nan_to_num(neginf=0.0)
+    weight = log_weight.exp()
+    return weight.sum(-1).square() / weight.square().sum(-1).clamp(min=torch.finfo(weight.dtype).tiny)
+
+
+def corrected(
+    target_logit: Tensor,
+    sampled_logit: Tensor,
+    target_log_count: Tensor,
+    sampled_log_count: Tensor,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Subtract the log counts; a candidate that is left out becomes -inf."""
+    target, _ = uncorrected(target_logit, sampled_logit, mask)
+    if target_log_count.shape != target.shape:
+        raise ValueError(
+            f"target_log_count: expected shape {tuple(target.shape)}, got {tuple(target_log_count.shape)}"
+        )
+    check_finite("target_log_count", target_log_count)
+    return target - target_log_count.to(target.dtype), log_ratio(sampled_logit, sampled_log_count, mask)
+
+
+def uncorrected(target_logit: Tensor, sampled_logit: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The logits in at least float32; a candidate that is left out becomes -inf."""
+    rows = target_logit.shape
+    if sampled_logit.shape[:-1] != rows or sampled_logit.ndim == 0:
+        raise ValueError(f"sampled_logit: expected shape {(*rows, 'K')}, got {tuple(sampled_logit.shape)}")
+    return _wide(target_logit), _masked(_wide(sampled_logit), mask)
+
+
+def log_ratio(sampled_logit: Tensor, sampled_log_count: Tensor, mask: Tensor | None) -> Tensor:
+    """Logit less log count: the log of the term that each candidate adds to an estimate of Z."""
+    check_candidates("sampled_log_count", sampled_log_count, sampled_logit)
+    logit = _wide(sampled_logit)
+    return _masked(logit - sampled_log_count.to(logit.dtype), mask)
+
+
+def _masked(sampled: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return sampled
+    if mask.shape != sampled.shape:
+        raise ValueError(f"mask: expected shape {tuple(sampled.shape)}, got {tuple(mask.shape)}")
+    return sampled.masked_fill(mask, -torch.inf)
+
+
+def check_candidates(name: str, values: Tensor, sampled_logit: Tensor) -> None:
+    """Raise ValueError unless `values` has one number per candidate, of all rows or of each."""
+    if values.shape not in (sampled_logit.shape, sampled_logit.shape[-1:]):
+        raise ValueError(
+            f"{name}: expected shape {tuple(sampled_logit.shape[-1:])} or {tuple(sampled_logit.shape)}, "
+            f"got {tuple(values.shape)}"
+        )
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

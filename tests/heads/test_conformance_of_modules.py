@@ -1,0 +1,185 @@
+"""What every head promises as a module and of its arguments, for every head of the table."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from conformance import CASES, D, V, batch, call, counts, gradients
+from torch import nn
+
+from vastmax import samplers
+
+
+@pytest.fixture(params=CASES.values(), ids=CASES)
+def case(request):
+    return request.param
+
+
+def test_casting_a_head_keeps_its_sampler(case):
+    if not case.sampled or case.follows:
+        pytest.skip("no sampler with tables of its own")
+    head = case.make()
+    before = head.log_expected_count(torch.arange(V))
+    assert torch.equal(head.to(torch.bfloat16).log_expected_count(torch.arange(V)), before)
+
+
+def test_copies_and_round_trips(case):
+    head = case.make()
+    hidden, target, _ = batch()
+    loss = call(case, head, hidden, target)
+    saved = io.BytesIO()
+    torch.save(head.state_dict(), saved)
+    saved.seek(0)
+    loaded = case.make()
+    for parameter in loaded.parameters():
+        nn.init.zeros_(parameter)
+    loaded.load_state_dict(torch.load(saved, weights_only=True))
+    for other in (copy.deepcopy(head), pickle.loads(pickle.dumps(head)), loaded):
+        assert torch.equal(call(case, other, hidden, target), loss)
+
+
+def test_interchange_with_linear(case):
+    if not case.flat:
+        pytest.skip("not a flat head")
+    head = case.make(dtype=torch.float32)
+    linear = nn.Linear(D, V, bias=head.bias is not None)
+    assert {n: p.shape for n, p in linear.state_dict().items()} == {
+        n: p.shape for n, p in head.state_dict().items()
+    }
+    linear.load_state_dict(head.state_dict())
+    head.load_state_dict(linear.state_dict())
+    hidden, _, _ = batch(dtype=torch.float32)
+    offset = head.log_prob_offset()
+    logits = linear(hidden) if offset is None else linear(hidden) + offset.float()
+    torch.testing.assert_close(head.log_prob(hidden), logits.log_softmax(-1))
+
+
+def test_start_at(case):
+    head = case.make()
+    p = torch.rand(V).double()
+    log_prob = (p / p.sum()).log()
+    if not case.starts:
+        pytest.skip("no bias per class")
+    if case.options.get("bias") is False:
+        with pytest.raises(ValueError, match="bias=True"):
+            head.start_at(log_prob)
+        return
+    head.start_at(log_prob)
+    torch.testing.assert_close(head.log_prob(torch.zeros(D).double()), log_prob)
+    torch.testing.assert_close(head.log_partition(torch.zeros(D).double()), torch.tensor(0.0).double())
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own look at it
+def test_compiled_gives_the_same(case):
+    """`torch.compile` leaves scoring as it is, as it would a kernel: neither loss nor gradients change."""
+    head = case.make(reduction="none")
+    hidden, target, g = batch()
+    target[2] = -100
+    upstream = torch.randn(6, generator=g, dtype=torch.float64)
+    torch._dynamo.reset()
+    compiled = torch.compile(head, backend="aot_eager")
+    if case.draws:  # the global generator: dynamo cannot hold one of its own
+        torch.manual_seed(1)
+        ours = compiled(hidden, target)
+        torch.manual_seed(1)
+        theirs = head(hidden, target)
+    else:
+        ours, theirs = compiled(hidden, target), head(hidden, target)
+    torch.testing.assert_close(ours, theirs)
+    for mine, other in zip(
+        gradients(ours, [hidden, *head.parameters()], upstream),
+        gradients(theirs, [hidden, *head.parameters()], upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, other)
+
+
+def test_a_head_made_on_the_meta_device_can_be_filled(case):
+    head = case.make(device="meta").to_empty(device="cpu")
+    source = case.make()
+    head.load_state_dict(source.state_dict())
+    hidden, target, _ = batch()
+    assert torch.equal(call(case, head, hidden, target), call(case, source, hidden, target))
+
+
+def test_repr_can_be_read(case):
+    text = repr(case.make())
+    assert f"in_features={D}, num_classes={V}" in text
+    if case.sampled:
+        assert repr(case.make().sampler) in text.replace("\n  ", "\n")
+        assert "num_samples=3" in text
+
+
+BAD_CALLS = [
+    ({"hidden": torch.zeros(6, D + 1)}, ValueError, r"hidden: expected shape \(\.\.\., 4\), got \(6, 5\)"),
+    ({"hidden": torch.zeros(6, D, dtype=torch.int64)}, TypeError, "hidden: expected a floating-point tensor"),
+    ({"hidden": torch.full((6, D), torch.nan)}, ValueError, r"hidden: expected finite values, got nan at \(0, 0\)"),
+    ({"hidden": torch.full((6, D), -torch.inf)}, ValueError, "hidden: expected finite values, got -inf"),
+    ({"target": torch.full((6,), V)}, ValueError, r"target: expected class ids in \[0, 7\), got 7 at \(0,\)"),
+    ({"target": torch.full((6,), -1)}, ValueError, "got -1"),
+    ({"target": torch.zeros(6)}, TypeError, "target: expected int64 class ids, got dtype torch.float32"),
+    ({"target": torch.zeros(5, dtype=torch.int64)}, ValueError, r"target: expected shape \(6,\)"),
+    ({"sample_weight": torch.ones(5)}, ValueError, r"sample_weight: expected shape \(6,\)"),
+    ({"sample_weight": -torch.ones(6)}, ValueError, "sample_weight: expected weights of at least 0, got -1"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), BAD_CALLS, ids=[m for _, _, m in BAD_CALLS])
+def test_bad_calls(case, change, error, message):
+    head = case.make()
+    hidden, target, _ = batch()
+    arguments = {"hidden": hidden, "target": target, **change}
+    with pytest.raises(error, match=message):
+        head(**arguments)
+    if "sample_weight" not in change:
+        with pytest.raises(error, match=message):
+            head.nll(**arguments)
+
+
+BAD_SIZES = [
+    ({"num_classes": -3}, ValueError, "num_classes: expected an integer of at least 1, got -3"),
+    ({"num_classes": 3.0}, TypeError, "num_classes"),
+]
+BAD_OPTIONS = [
+    ({"in_features": 0}, ValueError, "in_features: expected an integer of at least 1, got 0"),
+    ({"reduction": "avg"}, ValueError, "reduction: expected one of none, mean, sum, got 'avg'"),
+    ({"ignore_index": None}, TypeError, "ignore_index: expected an integer, got None"),
+]
+BAD_SAMPLED_OPTIONS = [
+    ({"num_samples": 0}, ValueError, "num_samples: expected an integer of at least 1, got 0"),
+    ({"num_samples": 2.5}, TypeError, "num_samples"),
+    (
+        {"sampler": samplers.Uniform(V + 1)},
+        ValueError,
+        r"sampler: expected one of num_classes=7 classes, got Uniform",
+    ),
+    ({"sampler": "uniform"}, TypeError, "sampler: expected a vastmax.samplers.Sampler, got str"),
+    (
+        {"sampler": samplers.Uniform(V, unique=True), "num_samples": V + 1},
+        ValueError,
+        "num_samples: expected at most 7",
+    ),
+]
+
+
+def test_bad_options(case):
+    cases = BAD_OPTIONS + (BAD_SIZES if case.sized else []) + (BAD_SAMPLED_OPTIONS if case.sampled else [])
+    for change, error, message in cases:
+        arguments = {"in_features": D, "num_classes": V, **case.options, **change}
+        with pytest.raises(error, match=message):
+            case.build(arguments.pop("in_features"), arguments.pop("num_classes"), **arguments)
+
+
+def test_a_target_that_is_never_drawn_is_an_error(case):
+    if not case.sampled:
+        pytest.skip("no sampler")
+    zero = counts(V)
+    zero[3] = 0
+    head = case.make(sampler=samplers.Unigram(zero, unique=case.unique), num_samples=2)
+    hidden, target, _ = batch()
+    target[2] = 3
+    with pytest.raises(ValueError, match=r"target: expected classes that the sampler can draw, got 3.*Unigram"):
+        head(hidden, target)
+    assert head(hidden, target.masked_fill(target == 3, -100)).isfinite()
