@@ -132,6 +132,14 @@ CLI_ERRORS = [
     (["compare", "lm", "--data", "{text}", "--out", "{text}"], "out: expected the name of a folder"),
     (["train", "lm", "--data", "no[/b]such[red].txt"], "no[/b]such[red].txt: no such file or folder"),
     (["compare", "lm", "--budget", "soon"], "budget"),
+    (
+        ["compare", "lm", "--data", "{text}", "--heads", "exact,negative", "--sampler", "tree-guided"],
+        "sampler: expected one whose q does not depend on the batch, got Mixture",
+    ),
+    (
+        ["train", "lm", "--data", "{text}", "--head", "negative", "--sampler", "in-batch"],
+        "sampler: expected one whose q does not depend on the batch, got InBatch",
+    ),
 ]
 
 

@@ -15,6 +15,7 @@ from lm_runs import SMALL, losses, small
 from vastmax import optim
 from vastmax.data import TokenBatches
 from vastmax.heads import FlatHead
+from vastmax.tasks.lm.config import SAMPLERS
 from vastmax.tasks.lm.corpus import read_streams
 from vastmax.tasks.lm.heads import HEADS
 from vastmax.tasks.lm.model import ExactScores, LanguageModel, learning_rate
@@ -64,6 +65,17 @@ def test_training_learns_the_text(text, head, body, tmp_path):
     assert result["test"]["perplexity"] < (0.7 if biased else 0.45) * baseline
     assert result["test"]["tokens"] == len(streams.test) - 1
     assert [point["step"] for point in result["curve"]] == sorted({p["step"] for p in result["curve"]})
+
+
+@pytest.mark.parametrize(
+    ("sampler", "shared"), [*((s, True) for s in SAMPLERS), ("tree-guided", False), ("top-and-tail", False)]
+)
+def test_training_with_every_sampler(text, sampler, shared, tmp_path):
+    config = small(text, epochs=2.0, lr=0.03, width=16, dropout=0.0, sampler=sampler, shared=shared)
+    streams = read_streams(config)
+    result = train(config, "sampled", tmp_path / "run", streams)
+    unigram = ((streams.vocabulary.counts + 1).double() / (streams.vocabulary.counts + 1).sum()).log()
+    assert result["test"]["perplexity"] < 0.8 * (-unigram[streams.test[1:]].mean()).exp()
 
 
 def test_scores_are_those_of_the_full_softmax(text):

@@ -54,8 +54,8 @@ class NegativeSampling(SampledHead):
         super().__init__(in_features, num_classes, **options)
         if self.sampler.conditional:
             raise ValueError(
-                f"sampler: expected one whose q does not depend on the batch, got {self.sampler!r}; negative "
-                "sampling learns log(p / q), and its probabilities need q"
+                f"sampler: expected one whose q does not depend on the batch, got {type(self.sampler).__name__}; "
+                "negative sampling learns log(p / q), and its probabilities need q"
             )
 
     @property

@@ -14,7 +14,7 @@ from vastmax.data import TokenBatches
 from vastmax.study.memory import peak_memory
 from vastmax.tasks.lm.config import LMConfig
 from vastmax.tasks.lm.corpus import TokenStreams, read_streams
-from vastmax.tasks.lm.heads import HEADS
+from vastmax.tasks.lm.heads import HEADS, check_head
 from vastmax.tasks.lm.model import LanguageModel
 from vastmax.tasks.lm.run import RunFolder, check_folder, write_json
 from vastmax.tasks.lm.train import check_device, train
@@ -59,6 +59,8 @@ def compare_language_models(
 
     streams = read_streams(config)
     say(describe(streams))
+    for head in heads:
+        check_head(head, config, streams.vocabulary.counts)
     results = []
     for head in heads:
         if RunFolder(folder / head).result() is not None:

@@ -131,6 +131,11 @@ def build_head(name: str, config: LMConfig, counts: Tensor, tree: trees.Tree | N
     return head
 
 
+def check_head(name: str, config: LMConfig, counts: Tensor) -> None:
+    """Raise ValueError if a head cannot be built with these options, such as one that does not take the sampler."""
+    build_head(name, config, counts[falling(counts)])
+
+
 def parse_heads(names: str) -> list[str]:
     """Read a list of heads with commas between, or `all`.
 

@@ -21,12 +21,11 @@ from vastmax.data import TokenBatches, Vocabulary
 from vastmax.tasks.lm.checkpoint import WholeCheckpoints, load_weights, read_checkpoint
 from vastmax.tasks.lm.config import LMConfig
 from vastmax.tasks.lm.corpus import TokenStreams, read_streams
-from vastmax.tasks.lm.heads import HEADS, HIERARCHICAL, build_tree
+from vastmax.tasks.lm.heads import HIERARCHICAL, build_tree, check_head
 from vastmax.tasks.lm.model import ExactScores, LanguageModel, parameter_count
 from vastmax.tasks.lm.record import Record
 from vastmax.tasks.lm.run import RunFolder
 from vastmax.trees import Tree
-from vastmax.validation import check_choice
 
 EVAL_STRANDS = 16
 EVAL_LENGTH = 64
@@ -54,14 +53,14 @@ def train(
         ValueError: a text too short for one batch, a folder that holds another run, a damaged checkpoint.
         Interrupted: Ctrl-C; the last checkpoint is whole.
     """
-    check_choice("head", head, HEADS)
     check_device(config.device)
+    counts = streams.vocabulary.counts
+    check_head(head, config, counts)
     batches = TokenBatches(streams.train, config.batch_size, config.seq_len)
     run = RunFolder(folder)
     run.begin(config, head, streams, resume=resume)
     if (done := run.result()) is not None:
         return done
-    counts = streams.vocabulary.counts
     tree = build_tree(streams.train, counts) if head == HIERARCHICAL else None
     model = LanguageModel(config, head, counts, tree)
     resumed = run.checkpoint.exists()
