@@ -16,6 +16,7 @@ from rich.console import Console
 from vastmax.study.estimator_options import ESTIMATORS, FIXED, SAMPLERS, StudyOptions, parse_counts, parse_names
 from vastmax.tasks.lm.config import LMConfig
 from vastmax.tasks.lm.heads import COMMON, HEADS, parse_heads
+from vastmax.validation import check_choice
 
 app = typer.Typer(
     help="Output layers for a vast number of classes.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -81,11 +82,14 @@ def train_lm(
     """Train a language model, for one epoch unless told otherwise, and score it exactly."""
     from vastmax.study.compare import describe, describe_point
     from vastmax.tasks.lm.corpus import read_streams
-    from vastmax.tasks.lm.run import check_folder
+    from vastmax.tasks.lm.run import RunFolder, check_folder
     from vastmax.tasks.lm.train import train
 
+    check_choice("head", head, HEADS)
     folder = out or new_folder("train-lm", resume)
     check_folder(folder)
+    if resume and not RunFolder(folder).options.exists():
+        raise ValueError(f"resume: expected a run to go on with in {folder}, found none")
     streams = read_streams(config)
     console.print(describe(streams))
     result = train(

@@ -171,6 +171,21 @@ def test_negative_sampling(k):
     torch.testing.assert_close(optimum, (P / (k * Q)).log(), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("k", [1, 2])
+def test_one_vs_each(k):
+    """A loose bound whose optimum is the data's distribution: log p is best for every pair of classes."""
+    ids, probability = multisets(k)
+    log_count = (k * Q).log()
+
+    def loss(target_logit, sampled_logit, _target_count, sampled_count, **options):
+        return F.one_vs_each_loss(target_logit, sampled_logit, sampled_log_count=sampled_count, **options)
+
+    optimum = minimise(
+        expectation(loss, ids, probability, target_count=NONE, sampled_count=log_count, hits="removed")
+    )
+    torch.testing.assert_close(F.softmax(optimum), P, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("beta", [0.1, 0.6])
 def test_weighted_negative_sampling(beta):
     ids, probability = multisets(2)

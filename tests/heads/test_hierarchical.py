@@ -304,6 +304,18 @@ def test_round_trips(tree):
         assert torch.equal(other(hidden, target), loss)
 
 
+def test_a_refused_load_changes_nothing():
+    here = HierarchicalSoftmax(D, trees.from_paths(["00", "01", "1"]))
+    other = HierarchicalSoftmax(D, trees.from_paths(["0", "10", "11"]))
+    before = {name: value.clone() for name, value in here.named_parameters()}
+    with pytest.raises(ValueError, match="tree: expected the parameters of a head with the same tree"):
+        here.load_state_dict(other.state_dict())
+    for name, value in here.named_parameters():
+        assert torch.equal(value, before[name])
+    with pytest.raises(TypeError, match="tree: expected a tensor of children"):
+        here.load_state_dict({**here.state_dict(), "_extra_state": {}})
+
+
 def test_parameters_of_another_tree_are_refused():
     words = ["00", "01", "10", "11"]
     head = make(trees.from_paths(words))

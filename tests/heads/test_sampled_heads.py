@@ -251,6 +251,7 @@ def test_nce_without_bias_is_given_log_v():
 def test_nce_by_a_proposal(shared, unique):
     """Candidates from r, each weighted by its expected count under the noise over that under r."""
     k, q_counts, r_counts = 6, [9, 1, 1, 0, 2, 2, 1, 4, 6], [1, 1, 5, 1, 1, 3, 1, 1, 0]
+    r_counts[-1] = 1
     proposal = samplers.Unigram(r_counts, power=1.0, unique=unique)
     noise = samplers.Unigram(q_counts, power=1.0)
     head = heads.NCE(
@@ -290,6 +291,24 @@ def test_calibrated_negative_sampling(t):
     torch.testing.assert_close(head(hidden, target, generator=torch.Generator().manual_seed(2)), expected)
 
 
+@pytest.mark.parametrize("log_partition", [None, "learned", "conditional", 2.0])
+def test_nce_can_be_reset(log_partition):
+    """`reset_parameters` ends where the constructor does: at the noise, with a Z of 1; from the meta device too."""
+    options = {"sampler": samplers.Unigram([6, 5, 4, 3, 2, 1, 1, 1, 1], power=1.0), "log_partition": log_partition}
+    head = heads.NCE(D, V, dtype=torch.float64, **options)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.fill_(9.0)
+    from_meta = heads.NCE(D, V, dtype=torch.float64, device="meta", **options).to_empty(device="cpu")
+    zero = torch.zeros(1, D, dtype=torch.float64)
+    for other in (head, from_meta):
+        other.reset_parameters()
+        torch.testing.assert_close(other.log_partition(zero), torch.zeros(1).double())
+        torch.testing.assert_close(
+            other.log_prob(zero)[0].exp(), torch.tensor([6, 5, 4, 3, 2, 1, 1, 1, 1]).double() / 24
+        )
+
+
 def test_options_of_nce_and_negative_sampling():
     for option, error, message in [
         ({"log_partition": "free"}, ValueError, "log_partition: expected a number, 'learned', 'conditional' or a"),
@@ -297,6 +316,16 @@ def test_options_of_nce_and_negative_sampling():
         ({"z_loss": -1.0}, ValueError, "z_loss: expected a finite number of at least 0, got -1"),
         ({"proposal": "uniform"}, TypeError, "proposal: expected a vastmax.samplers.Sampler, got str"),
         ({"proposal": samplers.Uniform(3)}, ValueError, "proposal: expected one of num_classes=9 classes"),
+        (
+            {"proposal": samplers.Unigram([1, 1, 0, 1, 1, 1, 1, 1, 1])},
+            ValueError,
+            r"proposal: expected one that can draw every class of the noise, got Unigram\(.*which never draws 2",
+        ),
+        (
+            {"proposal": samplers.HardNegatives(samplers.Uniform(V), 1024)},
+            ValueError,
+            "proposal: expected one whose expected counts are those of its candidates, got HardNegatives",
+        ),
         (
             {"proposal": samplers.Uniform(V), "sampler": samplers.Uniform(V, unique=True), "num_samples": 2},
             ValueError,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -197,11 +198,20 @@ class HierarchicalSoftmax(Head):
             ValueError: it is another, for which the parameters that came with it are meant.
         """
         children = self.tree.children
+        if not isinstance(state, Tensor):
+            raise TypeError(f"tree: expected a tensor of children in the state dict, got {type(state).__name__}")
         if not torch.equal(state.to(children), children):
             raise ValueError(
                 f"tree: expected the parameters of a head with the same tree, {self.tree!r}; got those of another "
                 f'of {len(state) + 1} classes, which is vastmax.trees.Tree(state_dict["..._extra_state"])'
             )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # The tree is compared before any parameter is copied: a refused load changes nothing.
+        state = state_dict.get(f"{prefix}_extra_state")
+        if state is not None:
+            self.set_extra_state(state)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         """Describe the head as `nn.Linear` does."""

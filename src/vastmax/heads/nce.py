@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vastmax.functional import log_partition_estimate, nce_loss
 from vastmax.heads.sampled_head import SampledHead, Scores
-from vastmax.samplers import Candidates, Sampler
+from vastmax.samplers import Candidates, HardNegatives, Sampler
 from vastmax.validation import check_finite_number
 
 
@@ -38,7 +38,7 @@ class NCE(SampledHead):
         z_loss: weight of a penalty on the square of $\log \hat Z - c(h)$, with $\hat Z$ estimated from the
             candidates.
         proposal: where the candidates come from, if not from the noise: importance-weighted NCE. The weights
-            make the expected loss that of candidates from the noise.
+            make the expected loss that of candidates from the noise. It must draw all that the noise does.
         **options: those of `SampledHead`; `sampler` is the noise.
 
     A learned `log_partition` adds parameters of that name to the state dict, which `nn.Linear` takes with
@@ -71,14 +71,30 @@ class NCE(SampledHead):
     ) -> None:
         super().__init__(in_features, num_classes, **options)
         self.z_loss = check_finite_number("z_loss", z_loss, at_least=0.0)
-        self.proposal = None if proposal is None else self._on_device("proposal", proposal)
-        if self.proposal is not None and (self.sampler.conditional or self.sampler.unique):
+        self.proposal = None if proposal is None else self._check_proposal(proposal)
+        self.normaliser = self._build_normaliser(log_partition)
+        self._start_normalised()
+
+    def _check_proposal(self, proposal: Sampler) -> Sampler:
+        proposal = self._on_device("proposal", proposal)
+        if self.sampler.conditional or self.sampler.unique:
             raise ValueError(
                 "sampler: expected, beside a proposal, independent draws from a q that does not depend on the "
                 f"batch, got {self.sampler!r}"
             )
-        self.normaliser = self._build_normaliser(log_partition)
-        self._start_at_the_noise()
+        if isinstance(proposal, HardNegatives):
+            raise ValueError(
+                "proposal: expected one whose expected counts are those of its candidates, got HardNegatives"
+            )
+        if not proposal.conditional and not self.weight.is_meta:
+            classes = self.every_class()
+            never = proposal.log_prob(classes).isneginf() & self.sampler.log_prob(classes).isfinite()
+            if never.any():
+                raise ValueError(
+                    f"proposal: expected one that can draw every class of the noise, got {proposal!r}, which never "
+                    f"draws {int(never.nonzero()[0])}"
+                )
+        return proposal
 
     def _build_normaliser(self, log_partition: float | str | nn.Module | None) -> nn.Module:
         place: dict[str, Any] = {"device": self.weight.device, "dtype": self.weight.dtype}
@@ -90,17 +106,22 @@ class NCE(SampledHead):
             case "learned":
                 return Constant(nn.Parameter(torch.zeros((), **place)))
             case "conditional":
-                linear = nn.Linear(self.in_features, 1, **place)
-                nn.init.zeros_(linear.weight)
-                nn.init.zeros_(linear.bias)
-                return linear
+                return Conditional(self.in_features, 1, **place)
             case str():
                 raise ValueError(
                     f"log_partition: expected a number, 'learned', 'conditional' or a module, got {log_partition!r}"
                 )
         return Constant(check_finite_number("log_partition", log_partition))
 
-    def _start_at_the_noise(self) -> None:
+    def reset_parameters(self) -> None:
+        """Draw the weight as `nn.Linear` does, and start at the noise, with a Z of 1."""
+        super().reset_parameters()
+        if "normaliser" in self._modules:  # not yet, where the constructor of all sampled heads calls this
+            self._start_normalised()
+
+    def _start_normalised(self) -> None:
+        if isinstance(self.normaliser, Constant | Conditional):
+            self.normaliser.reset_parameters()
         if self.bias is None or self.bias.is_meta or self.sampler.conditional:
             return
         log_prob = self.sampler.log_prob(self.every_class())
@@ -172,12 +193,26 @@ class NCE(SampledHead):
         return f"{super().extra_repr()}, z_loss={self.z_loss:g}"
 
 
+class Conditional(nn.Linear):
+    """A linear function of hidden that starts at 0."""
+
+    def reset_parameters(self) -> None:
+        """Set weight and bias to 0."""
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
 class Constant(nn.Module):
     """The same log-partition for every row: fixed, or a parameter to learn."""
 
     def __init__(self, value: float | nn.Parameter) -> None:
         super().__init__()
         self.value = value
+
+    def reset_parameters(self) -> None:
+        """Set a value that is to be learned to 0."""
+        if isinstance(self.value, nn.Parameter):
+            nn.init.zeros_(self.value)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return the value for each row of hidden (N, d): (N, 1)."""

@@ -26,9 +26,10 @@ class NegativeSampling(SampledHead):
     Args:
         in_features: d, the size of a hidden row.
         num_classes: V.
-        calibration: t, from 0, which is word2vec's $\beta = 1$, to 1, at which the scores of uniform negatives
-            are the logits of probabilities however few of the V - 1 are drawn: generalised binary
+        calibration: t, from 0, which is word2vec's $\beta = 1$, to 1, at which the scores of independent uniform
+            negatives are the logits of probabilities however few of the V - 1 are drawn: generalised binary
             cross-entropy (gBCE), against the overconfidence of a recommender trained on few negatives.
+            $\alpha$ is a share: 1 where k exceeds V - 1.
         **options: those of `SampledHead`.
 
     Raises:
@@ -91,8 +92,8 @@ class OneVsEach(SampledHead):
 
     with $m_c$ the expected count of class c, so that k uniform candidates count (V - 1) / k each in expectation. An
     upper bound on the exact loss, tight for two classes, whose gradient is estimated without bias by any number
-    of candidates from any distribution; its optimum is not the data's distribution but near it where one class
-    dominates.
+    of candidates from any distribution. A model that can represent the data's distribution has its optimum there,
+    as every pair of classes has; one that cannot compromises otherwise than maximum likelihood does.
 
     Takes the arguments of `SampledHead`.
 

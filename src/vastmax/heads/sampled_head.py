@@ -135,10 +135,16 @@ class SampledHead(FlatHead):
 
         Raises:
             TypeError: a tensor of the wrong dtype; probabilities as target, which need the logits of all classes.
-            ValueError: shapes that do not fit, a target out of range, NaN or infinite hidden, or a target that
-                the sampler gives probability 0, for which the loss is not defined.
+            ValueError: shapes that do not fit, a target out of range, NaN or infinite hidden, a target that the
+                sampler gives probability 0, for which the loss is not defined, or several true classes per row
+                where the candidates are the batch's own targets.
         """
         self.check(hidden, target, sample_weight)
+        if target.ndim == hidden.ndim and not self.sampler.takes_several:
+            raise ValueError(
+                f"target: expected one true class per row beside {type(self.sampler).__name__}, whose candidates "
+                f"are the batch's targets, got shape {tuple(target.shape)}"
+            )
         row_loss = functools.partial(self._row_loss, generator=generator)
         return self._over_rows(row_loss, hidden, target, self.reduction, sample_weight)
 

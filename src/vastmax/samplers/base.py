@@ -62,6 +62,9 @@ class Sampler(nn.Module, ABC):
     per_row = False
     """Whether each row of a batch has its own q: then the first axis of ids and of sizes is the rows'."""
 
+    takes_several = True
+    """Whether a row may have several true classes; not where other targets than the row's own are candidates."""
+
     _anchor: Tensor
 
     def __init__(self, num_classes: int, *, unique: bool = False, device: torch.device | str | None = None) -> None:

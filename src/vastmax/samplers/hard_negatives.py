@@ -61,6 +61,7 @@ class HardNegatives(ConditionalSampler):
                 f"replacement, got {pool}"
             )
         self.sampler = sampler
+        self.takes_several = sampler.takes_several
 
     @property
     def support_size(self) -> int:

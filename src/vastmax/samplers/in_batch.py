@@ -20,7 +20,8 @@ class InBatch(ConditionalSampler):
     The candidates of row r are the targets of the N - 1 other rows, where class c is expected $(N - 1) q_c$ times.
     A row's own target is none of its candidates; another row's target of the same class is, as an accidental hit
     among independent draws. The head's `num_samples` and `shared` play no part. A batch of one row has no
-    candidates and a loss of zero.
+    candidates, and so a sampled softmax of zero. A row with several true classes would have its own others among
+    its candidates, and is refused.
 
     The frequencies come from `counts`, or are learned from the targets that pass in training. There every target
     is a draw, and $1 / q_c$ the mean number of draws from one of class c to the next. Of a class with m draws in
@@ -54,6 +55,8 @@ class InBatch(ConditionalSampler):
         >>> head.sampler.log_prob(torch.tensor([1, 5])).exp()
         tensor([0.0020, 0.0010], dtype=torch.float64)
     """
+
+    takes_several = False
 
     independent = False
 

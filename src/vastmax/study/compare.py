@@ -55,6 +55,8 @@ def compare_language_models(
         raise ValueError(
             f"out: {folder} holds a comparison already; add --resume to go on with it, or name another"
         )
+    if resume and not begun:
+        raise ValueError(f"resume: expected a comparison to go on with in {folder}, found none")
     check_device(config.device)
 
     streams = read_streams(config)

@@ -22,7 +22,7 @@ def clustered(vectors: Tensor, counts: Tensor | ArrayLike | None = None) -> Tree
 
     Similar classes share a path, so that a node is a question about meaning rather than frequency. Depths differ
     by at most 1; or, with counts, the classes keep the order that this gives them and each node divides its range
-    where the counts are nearest to equal, so that a frequent class has a short path: less than two nodes more
+    where the counts are nearest to equal, so that a frequent class has a short path: at most two nodes more
     than the entropy of the counts, on average. All groups of a level are divided at once; each level takes O(V d),
     and there are log V. Nothing is random: the power iteration for $u$ starts at the vector farthest from the mean.
 

@@ -133,7 +133,10 @@ def build_head(name: str, config: LMConfig, counts: Tensor, tree: trees.Tree | N
 
 def check_head(name: str, config: LMConfig, counts: Tensor) -> None:
     """Raise ValueError if a head cannot be built with these options, such as one that does not take the sampler."""
-    build_head(name, config, counts[falling(counts)])
+    try:
+        build_head(name, config, counts[falling(counts)])
+    except ValueError as error:
+        raise ValueError(f"{name} with --sampler {config.sampler}: {error}") from error
 
 
 def parse_heads(names: str) -> list[str]:
