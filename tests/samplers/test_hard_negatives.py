@@ -7,6 +7,7 @@ from sampler_laws import seeded
 from torch import Tensor
 
 from vastmax import functional as F
+from vastmax import heads
 from vastmax.samplers import Candidates, HardNegatives, InBatch, Mixture, Sampler, TreeGuided, Uniform, Unigram
 
 V, ROWS, POOL = 20, 6, 12
@@ -105,3 +106,11 @@ def test_errors() -> None:
     ]:
         with pytest.raises(error, match=message):
             make()
+
+
+def test_a_head_asks_for_no_more_than_the_pool() -> None:
+    noise = HardNegatives(Uniform(50), pool=10)
+    with pytest.raises(
+        ValueError, match=r"num_samples: expected at most 10, which is all that HardNegatives\(.*got 11"
+    ):
+        heads.SampledSoftmax(4, 50, sampler=noise, num_samples=11)

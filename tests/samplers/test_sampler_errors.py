@@ -78,7 +78,7 @@ def test_power(power: object, error: type, message: str) -> None:
 @pytest.mark.parametrize(
     ("samplers", "weights", "error", "message"),
     [
-        ([], [], ValueError, "weights: .* V at least 1"),
+        ([], [], ValueError, "samplers: expected at least one, got none"),
         ([], [1.0], ValueError, "samplers: expected at least one, got none"),
         (Uniform(3), [1.0], TypeError, r"samplers: expected a sequence of samplers, got Uniform\("),
         ([Uniform(3), "log_uniform"], [1, 1], TypeError, "samplers: expected a sequence of samplers"),

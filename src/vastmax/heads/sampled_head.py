@@ -102,12 +102,13 @@ class SampledHead(FlatHead):
         """Return a sampler of this head's classes, on its device; the caller's stays where it is."""
         if not isinstance(sampler, Sampler):
             raise TypeError(f"{name}: expected a vastmax.samplers.Sampler, got {type(sampler).__name__}")
+        shown = " ".join(repr(sampler).split())
         if sampler.num_classes != self.num_classes:
-            raise ValueError(f"{name}: expected one of num_classes={self.num_classes} classes, got {sampler!r}")
-        if sampler.unique and self.num_samples > sampler.support_size:
+            raise ValueError(f"{name}: expected one of num_classes={self.num_classes} classes, got {shown}")
+        if sampler.largest_set is not None and self.num_samples > sampler.largest_set:
             raise ValueError(
-                f"num_samples: expected at most {sampler.support_size}, the number of classes that can be drawn "
-                f"without replacement, got {self.num_samples}"
+                f"num_samples: expected at most {sampler.largest_set}, which is all that {shown} can put in a set, "
+                f"got {self.num_samples}"
             )
         if sampler.device == self.weight.device or self.weight.is_meta:
             return sampler
@@ -183,7 +184,7 @@ class SampledHead(FlatHead):
         if never.any():
             raise ValueError(
                 f"target: expected classes that the sampler can draw, got {target[never][0].item()}, "
-                f"whose probability is 0 under {self.sampler!r}; give it a positive count"
+                f"whose probability is 0 under {' '.join(repr(self.sampler).split())}; give it a positive count"
             )
 
     def log_expected_count(self, ids: Tensor) -> Tensor:

@@ -113,6 +113,11 @@ class Sampler(nn.Module, ABC):
         return self.num_classes
 
     @property
+    def largest_set(self) -> int | None:
+        """The most candidates that can be asked for in a set; None if there is no bound."""
+        return self.support_size if self.unique else None
+
+    @property
     def device(self) -> torch.device:
         """Where the tables are and the draws are made."""
         return self._anchor.device

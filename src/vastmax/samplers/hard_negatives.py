@@ -68,6 +68,11 @@ class HardNegatives(ConditionalSampler):
         """The number of classes that can be drawn."""
         return self.sampler.support_size
 
+    @property
+    def largest_set(self) -> int:
+        """The size of the pool."""
+        return self.pool
+
     def given(
         self,
         hidden: Tensor,

@@ -39,8 +39,8 @@ class Mixture(Sampler):
     """
 
     def __init__(self, samplers: Sequence[Sampler], weights: Tensor | ArrayLike, *, unique: bool = False) -> None:
-        weight = check_counts("weights", weights)
         parts = _check_parts(samplers)
+        weight = check_counts("weights", weights)
         if len(weight) != len(parts):
             raise ValueError(f"weights: expected {len(parts)}, one per sampler, got {len(weight)}")
         if (weight == 0).any():
