@@ -273,6 +273,14 @@ def test_nce_by_a_proposal(shared, unique):
     torch.testing.assert_close(ours, torch.tensor(expected, dtype=torch.float64))
 
 
+def test_several_true_classes_beside_a_proposal_from_the_batch_are_refused():
+    head = heads.NCE(D, V, num_samples=4, proposal=samplers.InBatch(V))
+    hidden, target = torch.randn(5, D), torch.randint(V, (5,))
+    assert head(hidden, target).isfinite()
+    with pytest.raises(ValueError, match="target: expected one true class per row beside InBatch"):
+        head(hidden, torch.stack([target, target], -1))
+
+
 @pytest.mark.parametrize("t", [0.0, 0.3, 1.0])
 def test_calibrated_negative_sampling(t):
     k, num_classes = 4, 41

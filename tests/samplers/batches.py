@@ -1,23 +1,16 @@
 """Batches for samplers that depend on one."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from sampler_laws import seeded
 from torch import Tensor
 
-from vastmax.samplers import Sampler
+from vastmax.samplers import Batch, Sampler
 
 
-class Batch(NamedTuple):
-    hidden: Tensor
-    target: Tensor
-    weight: Tensor
-    bias: Tensor | None
-
-    @property
-    def logits(self) -> Tensor:
-        return torch.nn.functional.linear(self.hidden, self.weight, self.bias)
+def logits_of(batch: Batch) -> Tensor:
+    return torch.nn.functional.linear(batch.hidden, batch.linear_weight, batch.linear_bias)
 
 
 def make_batch(

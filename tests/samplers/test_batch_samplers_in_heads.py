@@ -10,6 +10,7 @@ from sampler_laws import seeded
 
 from vastmax import heads
 from vastmax.samplers import (
+    Batch,
     HardNegatives,
     InBatch,
     Mixture,
@@ -51,9 +52,8 @@ def test_the_loss_of_a_head_by_its_formula(make: Callable[[], Sampler], shared: 
         hidden = torch.randn(ROWS, D, dtype=torch.float64, requires_grad=True)
         target = torch.randint(V, (ROWS,))
         size = k if shared else (ROWS, k)
-        noise = copy.deepcopy(head.sampler).given(
-            hidden.detach(), target, head.weight.detach(), head.bias.detach(), shared=shared
-        )
+        batch = Batch(hidden.detach(), target, head.weight.detach(), head.bias.detach())
+        noise = copy.deepcopy(head.sampler).given(batch, shared=shared)
         target_log_count = noise.log_expected_count(target, size).tolist()
         candidates = noise.sample(size, generator=seeded(step))
         logits = torch.nn.functional.linear(hidden, head.weight, head.bias).tolist()

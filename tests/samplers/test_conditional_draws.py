@@ -10,7 +10,7 @@ import torch
 from batches import every_class, make_batch
 from sampler_laws import goodness_of_fit, seeded
 
-from vastmax.samplers import LogUniform, Mixture, RandomFeatures, Sampler, TreeGuided, Uniform
+from vastmax.samplers import Batch, LogUniform, Mixture, RandomFeatures, Sampler, TreeGuided, Uniform
 
 NUM_CLASSES = 13
 ROWS = 3
@@ -31,7 +31,7 @@ either = pytest.mark.parametrize("shared", [True, False])
 @either
 @every_sampler
 def test_draws_follow_q(make: Callable[[], Sampler], shared: bool) -> None:
-    noise = make().given(*make_batch(NUM_CLASSES), shared=shared)
+    noise = make().given(make_batch(NUM_CLASSES), shared=shared)
     q = every_class(noise, ROWS, shared).view(-1, NUM_CLASSES)
     torch.testing.assert_close(q.sum(-1), torch.ones(len(q), dtype=torch.float64))
     assert (q > 0).all()
@@ -48,7 +48,7 @@ def test_draws_follow_q(make: Callable[[], Sampler], shared: bool) -> None:
 @either
 @every_sampler
 def test_successive_draws_are_independent(make: Callable[[], Sampler], shared: bool) -> None:
-    noise = make().given(*make_batch(NUM_CLASSES, 1), shared=shared)
+    noise = make().given(make_batch(NUM_CLASSES, 1), shared=shared)
     pairs = noise.sample((1, 50_000, 2), generator=seeded(1)).ids.view(-1, 2)
     q = every_class(noise, 1, shared).view(-1)
     observed = torch.bincount(pairs[:, 0] * NUM_CLASSES + pairs[:, 1], minlength=NUM_CLASSES**2)
@@ -65,7 +65,7 @@ def test_candidates_declare_their_count(
 ) -> None:
     """Whether a class's probability is learned on the way down or looked up, it is the same."""
     batch = make_batch(num_classes, 5, dtype=dtype)
-    noise = kind(num_classes).given(*batch, shared=shared)
+    noise = kind(num_classes).given(batch, shared=shared)
     size = 7 if shared else (5, 7)
     ids, log_count, unique = noise.sample(size, generator=seeded())
     assert unique is False
@@ -82,28 +82,28 @@ def test_candidates_declare_their_count(
 @every_sampler
 def test_one_set_for_all_rows_comes_from_the_mean_of_the_rows(make: Callable[[], Sampler]) -> None:
     batch = make_batch(NUM_CLASSES, 6)
-    own = every_class(make().given(*batch, shared=False), 6, shared=False)
-    torch.testing.assert_close(every_class(make().given(*batch, shared=True), 6, shared=True), own.mean(0))
+    own = every_class(make().given(batch, shared=False), 6, shared=False)
+    torch.testing.assert_close(every_class(make().given(batch, shared=True), 6, shared=True), own.mean(0))
 
 
 def test_a_mixture_weighs_the_parts_row_by_row() -> None:
     batch = make_batch(NUM_CLASSES)
     parts = [TreeGuided(NUM_CLASSES), RandomFeatures(NUM_CLASSES), LogUniform(NUM_CLASSES)]
-    mixed = every_class(Mixture(parts, [5, 3, 2]).given(*batch, shared=False), ROWS, shared=False)
-    tree, features = (every_class(part.given(*batch, shared=False), ROWS, shared=False) for part in parts[:2])
+    mixed = every_class(Mixture(parts, [5, 3, 2]).given(batch, shared=False), ROWS, shared=False)
+    tree, features = (every_class(part.given(batch, shared=False), ROWS, shared=False) for part in parts[:2])
     by_hand = 0.5 * tree + 0.3 * features + 0.2 * parts[2].log_prob(torch.arange(NUM_CLASSES)).exp()
     torch.testing.assert_close(mixed, by_hand)
 
 
 def test_a_mixture_that_depends_on_nothing_is_its_own() -> None:
     mixture = Mixture([Uniform(4), LogUniform(4)], [1, 1])
-    assert mixture.given(*make_batch(4), shared=False) is mixture
+    assert mixture.given(make_batch(4), shared=False) is mixture
 
 
 @either
 @every_sampler
 def test_no_rows(make: Callable[[], Sampler], shared: bool) -> None:
-    noise = make().given(*make_batch(NUM_CLASSES, 0), shared=shared)
+    noise = make().given(make_batch(NUM_CLASSES, 0), shared=shared)
     assert noise.sample(4 if shared else (0, 4)).ids.shape == ((4,) if shared else (0, 4))
     assert noise.log_expected_count(torch.empty(0, dtype=torch.int64), 4).shape == (0,)
 
@@ -112,12 +112,12 @@ def test_no_rows(make: Callable[[], Sampler], shared: bool) -> None:
 @every_sampler
 def test_copies_draw_alike(make: Callable[[], Sampler], copied: Callable[[Sampler], Sampler]) -> None:
     sampler, batch = make(), make_batch(NUM_CLASSES)
-    sampler.given(*batch, shared=False).sample((ROWS, 5), generator=seeded())
+    sampler.given(batch, shared=False).sample((ROWS, 5), generator=seeded())
     later = make_batch(NUM_CLASSES, seed=1)
     other = copied(sampler)
     assert repr(other) == repr(sampler)
     assert not sampler.state_dict()
-    first, second = (s.given(*later, shared=False).sample((ROWS, 9), generator=seeded()) for s in (sampler, other))
+    first, second = (s.given(later, shared=False).sample((ROWS, 9), generator=seeded()) for s in (sampler, other))
     assert torch.equal(first.ids, second.ids)
     assert torch.equal(first.log_expected_count, second.log_expected_count)
 
@@ -128,10 +128,10 @@ def test_tables_made_in_inference_mode_and_under_autocast(make: Callable[[], Sam
     batch = make_batch(NUM_CLASSES, dtype=torch.float32)
     plain, other = make(), make()
     size = 5 if shared else (ROWS, 5)
-    expected = [plain.given(*batch, shared=shared).sample(size, generator=seeded(s)) for s in range(2)]
+    expected = [plain.given(batch, shared=shared).sample(size, generator=seeded(s)) for s in range(2)]
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        found = [other.given(*batch, shared=shared).sample(size, generator=seeded(0))]
-    found.append(other.given(*batch, shared=shared).sample(size, generator=seeded(1)))
+        found = [other.given(batch, shared=shared).sample(size, generator=seeded(0))]
+    found.append(other.given(batch, shared=shared).sample(size, generator=seeded(1)))
     for one, two in zip(expected, found, strict=True):
         assert torch.equal(one.ids, two.ids)
         torch.testing.assert_close(one.log_expected_count, two.log_expected_count, rtol=0, atol=1e-5)
@@ -157,8 +157,8 @@ def test_errors_of_a_batch() -> None:
         ((hidden, target[1:], weight, bias), r"target: expected shape \(3,\)"),
     ]:
         with pytest.raises(ValueError, match=message):
-            sampler.given(*wrong, shared=False)
-    noise = sampler.given(hidden, target, weight, bias, shared=False)
+            sampler.given(Batch(*wrong), shared=False)
+    noise = sampler.given(Batch(hidden, target, weight, bias), shared=False)
     for use in (lambda: noise.sample(4), lambda: noise.sample((2, 4)), lambda: noise.log_prob(target[1:])):
         with pytest.raises(ValueError, match="expected a first axis of 3, one per row"):
             use()

@@ -2,13 +2,23 @@
 
 import pytest
 import torch
-from batches import Batch, make_batch
+from batches import logits_of, make_batch
 from sampler_laws import seeded
 from torch import Tensor
 
 from vastmax import functional as F
 from vastmax import heads
-from vastmax.samplers import Candidates, HardNegatives, InBatch, Mixture, Sampler, TreeGuided, Uniform, Unigram
+from vastmax.samplers import (
+    Batch,
+    Candidates,
+    HardNegatives,
+    InBatch,
+    Mixture,
+    Sampler,
+    TreeGuided,
+    Uniform,
+    Unigram,
+)
 
 V, ROWS, POOL = 20, 6, 12
 COUNTS = torch.arange(1, V + 1)
@@ -25,7 +35,7 @@ either = pytest.mark.parametrize("shared", [True, False])
 
 def draw(sampler: Sampler, batch: Batch, k: int, shared: bool, seed: int) -> tuple[Candidates, Tensor]:
     """The candidates of a batch and the log counts of its targets."""
-    noise, size = sampler.given(*batch, shared=shared), k if shared else (len(batch.hidden), k)
+    noise, size = sampler.given(batch, shared=shared), k if shared else (len(batch.hidden), k)
     return noise.sample(size, generator=seeded(seed)), noise.log_expected_count(batch.target, size)
 
 
@@ -33,8 +43,8 @@ def loss(batch: Batch, candidates: Candidates, target_log_count: Tensor) -> Tens
     ids = candidates.ids.expand(ROWS, -1)
     hit = ids == batch.target[:, None]
     return F.sampled_softmax_loss(
-        batch.logits.gather(1, batch.target[:, None]).squeeze(1),
-        batch.logits.gather(1, ids),
+        logits_of(batch).gather(1, batch.target[:, None]).squeeze(1),
+        logits_of(batch).gather(1, ids),
         target_log_count,
         candidates.log_expected_count.expand(ids.shape),
         mask=hit if candidates.unique else None,
@@ -45,7 +55,7 @@ def loss(batch: Batch, candidates: Candidates, target_log_count: Tensor) -> Tens
 def log_terms(batch: Batch, candidates: Candidates) -> Tensor:
     """(N, K), hits among distinct classes left out."""
     ids = candidates.ids.expand(ROWS, -1)
-    terms = batch.logits.gather(1, ids) - candidates.log_expected_count
+    terms = logits_of(batch).gather(1, ids) - candidates.log_expected_count
     return terms.masked_fill(ids == batch.target[:, None], -torch.inf) if candidates.unique else terms
 
 
@@ -95,7 +105,7 @@ def test_one_set_keeps_the_largest_mean_share(make) -> None:
 
 
 def test_errors() -> None:
-    given = HardNegatives(Uniform(V), POOL).given(*make_batch(V), shared=True)
+    given = HardNegatives(Uniform(V), POOL).given(make_batch(V), shared=True)
     for make, error, message in [
         (lambda: HardNegatives(3, 4), TypeError, "sampler: expected a vastmax.samplers.Sampler, got int"),
         (lambda: HardNegatives(Uniform(3), 0), ValueError, "pool: .* got 0"),

@@ -9,18 +9,19 @@ from batches import make_batch
 from sampler_laws import probabilities, seeded
 from torch import Tensor
 
-from vastmax.samplers import InBatch, Mixture, Uniform, Unigram
+from vastmax.samplers import Batch, InBatch, Mixture, Uniform, Unigram
 
 
 def see(sampler: InBatch, target: Tensor) -> None:
-    sampler.given(torch.zeros(len(target), 1), target, torch.zeros(sampler.num_classes, 1), None, shared=True)
+    rows, weight = torch.zeros(len(target), 1), torch.zeros(sampler.num_classes, 1)
+    sampler.given(Batch(rows, target, weight, None), shared=True)
 
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_candidates_are_the_other_rows_targets(shared: bool) -> None:
     counts = [5, 1, 2, 2]
     batch = make_batch(4)._replace(target=torch.tensor([2, 0, 2]))
-    noise = InBatch(4, counts=counts).given(*batch, shared=shared)
+    noise = InBatch(4, counts=counts).given(batch, shared=shared)
     ids, log_count, unique = noise.sample(7 if shared else (3, 7))
     assert unique is False
     assert ids.tolist() == [2, 0, 2]
@@ -40,7 +41,7 @@ def test_the_optimum_is_at_the_datas_distribution() -> None:
     for target in itertools.product(range(4), repeat=3):
         y = torch.tensor(target)
         batch = make_batch(4)._replace(target=y)
-        noise = sampler.given(*batch, shared=True)
+        noise = sampler.given(batch, shared=True)
         candidates = noise.sample(1)
         own = logit[y] - noise.log_expected_count(y, 1)
         others = logit[candidates.ids] - candidates.log_expected_count
@@ -53,14 +54,14 @@ def test_the_optimum_is_at_the_datas_distribution() -> None:
 def test_one_row_has_no_candidates() -> None:
     for sampler in (InBatch(4), InBatch(4, counts=[1, 2, 3, 4])):
         batch = make_batch(4, 1)
-        noise = sampler.given(*batch, shared=True)
+        noise = sampler.given(batch, shared=True)
         assert noise.sample(5).padding.all()
         assert noise.log_expected_count(batch.target, 5).isfinite().all()
 
 
 def test_no_rows() -> None:
     sampler = InBatch(4)
-    assert sampler.given(*make_batch(4, 0), shared=True).sample(5).ids.shape == (0,)
+    assert sampler.given(make_batch(4, 0), shared=True).sample(5).ids.shape == (0,)
     torch.testing.assert_close(probabilities(sampler), torch.full((4,), 0.25, dtype=torch.float64))
 
 
@@ -134,7 +135,7 @@ def test_errors() -> None:
         (lambda: InBatch(3, rate=1.0), ValueError, "rate: .* got 1"),
         (lambda: InBatch(3).sample(4), TypeError, r"InBatch: expected a batch.* call given"),
         (lambda: Mixture([InBatch(3), Uniform(3)], [1, 1]), ValueError, "samplers: expected independent draws"),
-        (lambda: InBatch(3).given(*make_batch(3), shared=True)._draw([3], None), TypeError, "no independent draws"),
+        (lambda: InBatch(3).given(make_batch(3), shared=True)._draw([3], None), TypeError, "no independent draws"),
     ]:
         with pytest.raises(error, match=message):
             make()

@@ -4,23 +4,23 @@ import math
 
 import pytest
 import torch
-from batches import Batch, every_class, make_batch
+from batches import every_class, logits_of, make_batch
 from sampler_laws import seeded
 from torch import Tensor
 
-from vastmax.samplers import RandomFeatures
+from vastmax.samplers import Batch, RandomFeatures
 from vastmax.samplers.random_features import orthogonal_directions
 
 V, ROWS = 12, 5
 
 
 def log_q(sampler: RandomFeatures, batch: Batch) -> Tensor:
-    return every_class(sampler.given(*batch, shared=False), len(batch.hidden), shared=False).log()
+    return every_class(sampler.given(batch, shared=False), len(batch.hidden), shared=False).log()
 
 
 def divergence(num_features: int, batch: Batch) -> float:
     """Mean over rows and seeds of KL(softmax || q)."""
-    log_p = batch.logits.log_softmax(-1)
+    log_p = logits_of(batch).log_softmax(-1)
     kls = []
     for seed in range(10):
         sampler = RandomFeatures(V, num_features=num_features, floor=1e-9, seed=seed)
@@ -30,7 +30,7 @@ def divergence(num_features: int, batch: Batch) -> float:
 
 def test_q_tends_to_the_softmax_as_features_are_added() -> None:
     batch = make_batch(V, ROWS)
-    batch = batch._replace(hidden=batch.hidden / 2, weight=batch.weight / 2)
+    batch = batch._replace(hidden=batch.hidden / 2, linear_weight=batch.linear_weight / 2)
     few, more, many = (divergence(num, batch) for num in (8, 128, 2048))
     assert few < 0.5
     assert more < few / 5
@@ -41,15 +41,15 @@ def test_q_tends_to_the_softmax_as_features_are_added() -> None:
 def test_q_by_its_definition() -> None:
     """The estimated kernel of the centred and scaled rows, written out."""
     batch = make_batch(V, ROWS)
-    centre, class_centre = batch.hidden.mean(0), batch.weight.mean(0)
-    x, y = batch.hidden - centre, batch.weight - class_centre
+    centre, class_centre = batch.hidden.mean(0), batch.linear_weight.mean(0)
+    x, y = batch.hidden - centre, batch.linear_weight - class_centre
     scale = (y.square().sum(1).mean() / x.square().sum(1).mean()) ** 0.25
     omega = orthogonal_directions(6, 4, seed=3)
 
     def feature(rows: Tensor) -> Tensor:
         return (rows @ omega.T - rows.square().sum(1, keepdim=True) / 2).exp()
 
-    kernel = feature(x * scale) @ feature(y / scale).T * (batch.bias + batch.weight @ centre).exp()
+    kernel = feature(x * scale) @ feature(y / scale).T * (batch.linear_bias + batch.linear_weight @ centre).exp()
     expected = 0.75 * kernel / kernel.sum(1, keepdim=True) + 0.25 / V
     sampler = RandomFeatures(V, num_features=6, floor=0.25, seed=3)
     torch.testing.assert_close(log_q(sampler, batch).exp(), expected)
@@ -58,14 +58,14 @@ def test_q_by_its_definition() -> None:
 def test_at_the_mean_row_q_is_the_softmax_whatever_the_features() -> None:
     """There the kernel is that of 0 and any row: 1 in expectation, and the bias holds the rest."""
     batch = make_batch(V, 1)
-    scores = every_class(RandomFeatures(V, num_features=50_000).given(*batch, shared=True), 1, shared=True)
-    softmax = 0.9 * batch.logits.softmax(-1)[0] + 0.1 / V
+    scores = every_class(RandomFeatures(V, num_features=50_000).given(batch, shared=True), 1, shared=True)
+    softmax = 0.9 * logits_of(batch).softmax(-1)[0] + 0.1 / V
     assert (scores / softmax - 1).abs().max() < 0.05
 
 
 def test_no_class_is_rarer_than_the_floor_allows() -> None:
     batch = make_batch(V, ROWS)
-    far = batch._replace(hidden=40 * batch.hidden, weight=10 * batch.weight, bias=None)
+    far = batch._replace(hidden=40 * batch.hidden, linear_weight=10 * batch.linear_weight, linear_bias=None)
     for dtype in (torch.float32, torch.float64):
         some = Batch(
             *(None if part is None else part.to(dtype if part.is_floating_point() else part.dtype) for part in far)
@@ -84,14 +84,14 @@ def test_bringing_the_touched_classes_up_to_date_is_as_good_as_making_all_anew(
     sampler = RandomFeatures(num_classes, num_features=7, refresh=100)
     hidden, target, weight, bias = make_batch(num_classes, ROWS)
     for step in range(4):
-        noise = sampler.given(hidden, target, weight, bias, shared=shared)
+        noise = sampler.given(Batch(hidden, target, weight, bias), shared=shared)
         ids = noise.sample(2 if shared else (ROWS, 2), generator=seeded(step)).ids
         touched = torch.cat([ids.flatten(), target])
         weight, bias = weight.clone(), bias.clone()
         weight[touched] += torch.randn(len(touched), 4, generator=seeded(step), dtype=torch.float64)
         bias[touched] += 0.3
         target = (target + 1) % num_classes
-    sampler.given(hidden, target, weight, bias, shared=shared)
+    sampler.given(Batch(hidden, target, weight, bias), shared=shared)
 
     leaves = (sampler._log_class_features(weight, bias) - sampler._shift).exp()
     mass = torch.cat([torch.zeros(num_classes, 7), leaves])
@@ -103,9 +103,9 @@ def test_bringing_the_touched_classes_up_to_date_is_as_good_as_making_all_anew(
 def test_only_training_touches_the_tables() -> None:
     first, second = make_batch(V, ROWS), make_batch(V, ROWS, seed=1)
     sampler = RandomFeatures(V, refresh=1).eval()
-    sampler.given(*first, shared=False).sample((ROWS, 3))
+    sampler.given(first, shared=False).sample((ROWS, 3))
     was = sampler._mass.clone()
-    sampler.given(*second, shared=False)
+    sampler.given(second, shared=False)
     assert torch.equal(sampler._mass, was)
     sampler.train()
     for _ in range(2):
@@ -116,9 +116,9 @@ def test_only_training_touches_the_tables() -> None:
 def test_classes_that_grow_between_two_refreshes_stay_finite() -> None:
     hidden, target, weight, bias = make_batch(V, ROWS, dtype=torch.float32)
     sampler = RandomFeatures(V)
-    sampler.given(hidden, target, weight, bias, shared=False)
+    sampler.given(Batch(hidden, target, weight, bias), shared=False)
     bias[target] += 1000
-    noise = sampler.given(hidden, target, weight, bias, shared=False)
+    noise = sampler.given(Batch(hidden, target, weight, bias), shared=False)
     q = every_class(noise, ROWS, shared=False)
     torch.testing.assert_close(q.sum(1), torch.ones(ROWS, dtype=torch.float64), rtol=0, atol=1e-5)
     assert q[:, target.unique()].sum() > 0.85 * ROWS

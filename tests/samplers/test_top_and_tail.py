@@ -4,11 +4,11 @@ import itertools
 
 import pytest
 import torch
-from batches import make_batch
+from batches import logits_of, make_batch
 from sampler_laws import goodness_of_fit, seeded
 
 from vastmax import functional as F
-from vastmax.samplers import Mixture, Sampler, TopAndTail, Uniform, Unigram
+from vastmax.samplers import Batch, Mixture, Sampler, TopAndTail, Uniform, Unigram
 from vastmax.samplers.top_and_tail import total_probability
 
 P = torch.tensor([0.5, 0.2, 0.15, 0.1, 0.05], dtype=torch.float64)
@@ -21,7 +21,8 @@ def given(logits: torch.Tensor, top: int, shared: bool, tail: Sampler | None = N
     rows = len(logits)
     tail = Unigram(COUNTS, power=1.0, unique=True) if tail is None else tail
     eye = torch.eye(V, dtype=torch.float64)
-    return TopAndTail(tail, top).given(logits, torch.zeros(rows, dtype=torch.int64), eye, None, shared=shared)
+    batch = Batch(logits, torch.zeros(rows, dtype=torch.int64), eye, None)
+    return TopAndTail(tail, top).given(batch, shared=shared)
 
 
 def every_set(inclusion: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -137,16 +138,18 @@ def test_all_classes_in_the_top_or_in_the_tail() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_total_probability(dtype: torch.dtype, bias: bool) -> None:
     batch = make_batch(30, 7, dtype=dtype)
-    batch = batch if bias else batch._replace(bias=None)
+    batch = batch if bias else batch._replace(linear_bias=None)
     with torch.inference_mode():
         inference = batch.hidden.clone()
     for hidden in (batch.hidden, inference):
         with torch.inference_mode(False):
-            found = total_probability(hidden, batch.weight, batch.bias)
+            found = total_probability(hidden, batch.linear_weight, batch.linear_bias)
         wide = batch._replace(
-            hidden=batch.hidden.double(), weight=batch.weight.double(), bias=batch.bias.double() if bias else None
+            hidden=batch.hidden.double(),
+            linear_weight=batch.linear_weight.double(),
+            linear_bias=batch.linear_bias.double() if bias else None,
         )
-        expected = wide.logits.softmax(-1).sum(0)
+        expected = logits_of(wide).softmax(-1).sum(0)
         torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
 
 

@@ -192,6 +192,10 @@ class FlatHead(Head):
         else:
             self.register_parameter("bias", None)
 
+    @abstractmethod
+    def forward(self, hidden: Tensor, target: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
+        """Return the training loss: what a flat head differs from another by; see `Head`."""
+
     def reset_parameters(self) -> None:
         """Draw the parameters as `nn.Linear` does."""
         bound = 1 / math.sqrt(self.in_features)

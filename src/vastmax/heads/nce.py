@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vastmax.functional import log_partition_estimate, nce_loss
 from vastmax.heads.sampled_head import SampledHead, Scores
-from vastmax.samplers import Candidates, HardNegatives, Sampler
+from vastmax.samplers import Batch, HardNegatives, Sampler
 from vastmax.validation import check_finite_number
 
 
@@ -41,7 +41,7 @@ class NCE(SampledHead):
             make the expected loss that of candidates from the noise. It must draw all that the noise does.
         **options: those of `SampledHead`; `sampler` is the noise.
 
-    A learned `log_partition` adds parameters of that name to the state dict, which `nn.Linear` takes with
+    A `log_partition` with parameters adds them to the state dict, under `normaliser`; `nn.Linear` takes it with
     `strict=False`.
 
     Raises:
@@ -156,12 +156,11 @@ class NCE(SampledHead):
             )
         return given.squeeze(-1)
 
-    def _draw(
-        self, noise: Sampler, hidden: Tensor, target: Tensor, size: list[int], generator: torch.Generator | None
-    ) -> Candidates:
-        if self.proposal is None:
-            return noise.sample(size, generator=generator)
-        return self._given(self.proposal, hidden, target).sample(size, generator=generator)
+    def _check_several(self, sampler: Sampler, target: Tensor) -> None:
+        super()._check_several(sampler if self.proposal is None else self.proposal, target)
+
+    def _drawn_from(self, noise: Sampler, batch: Batch) -> Sampler:
+        return noise if self.proposal is None else self.proposal.given(batch, shared=self.shared)
 
     def loss(self, scores: Scores) -> Tensor:
         """Return the binary losses of target and noise, summed per row."""

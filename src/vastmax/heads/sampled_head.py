@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vastmax.heads.base import FlatHead
-from vastmax.samplers import Candidates, Sampler, Uniform
+from vastmax.samplers import Batch, Candidates, Sampler, Uniform
 from vastmax.scoring import chosen_logits
 from vastmax.scoring.blocks import uncompiled
 from vastmax.validation import check_positive_int
@@ -141,21 +141,20 @@ class SampledHead(FlatHead):
                 where the candidates are the batch's own targets.
         """
         self.check(hidden, target, sample_weight)
-        if target.ndim == hidden.ndim and not self.sampler.takes_several:
-            raise ValueError(
-                f"target: expected one true class per row beside {type(self.sampler).__name__}, whose candidates "
-                f"are the batch's targets, got shape {tuple(target.shape)}"
-            )
+        if target.ndim == hidden.ndim:
+            self._check_several(self.sampler, target)
         row_loss = functools.partial(self._row_loss, generator=generator)
         return self._over_rows(row_loss, hidden, target, self.reduction, sample_weight)
 
     @uncompiled
     def _row_loss(self, hidden: Tensor, target: Tensor, generator: torch.Generator | None = None) -> Tensor:
         size = [self.num_samples] if self.shared else [len(target), self.num_samples]
-        noise = self._given(self.sampler, hidden, target)
+        bias = None if self.bias is None else self.bias.detach()
+        batch = Batch(hidden.detach(), target, self.weight.detach(), bias)
+        noise = self.sampler.given(batch, shared=self.shared)
         target_log_count = noise.log_expected_count(target, size)
         self._check_drawable(target, target_log_count)
-        candidates = self._draw(noise, hidden, target, size, generator)
+        candidates = self._drawn_from(noise, batch).sample(size, generator=generator)
         target_logit, sampled_logit = chosen_logits(
             hidden,
             self.weight,
@@ -168,15 +167,17 @@ class SampledHead(FlatHead):
             Scores(hidden, target, target_logit.squeeze(-1), sampled_logit, target_log_count, candidates)
         )
 
-    def _given(self, sampler: Sampler, hidden: Tensor, target: Tensor) -> Sampler:
-        bias = None if self.bias is None else self.bias.detach()
-        return sampler.given(hidden.detach(), target, self.weight.detach(), bias, shared=self.shared)
+    def _drawn_from(self, noise: Sampler, batch: Batch) -> Sampler:
+        """Return what draws the candidates of a batch whose noise distribution is `noise`."""
+        return noise
 
-    def _draw(
-        self, noise: Sampler, hidden: Tensor, target: Tensor, size: list[int], generator: torch.Generator | None
-    ) -> Candidates:
-        """Draw the candidates of a batch, whose noise distribution is `noise`."""
-        return noise.sample(size, generator=generator)
+    def _check_several(self, sampler: Sampler, target: Tensor) -> None:
+        """Raise ValueError if several true classes per row would be among their own candidates."""
+        if not sampler.takes_several:
+            raise ValueError(
+                f"target: expected one true class per row beside {type(sampler).__name__}, whose candidates "
+                f"are the batch's targets, got shape {tuple(target.shape)}"
+            )
 
     def _check_drawable(self, target: Tensor, target_log_count: Tensor) -> None:
         """Raise ValueError if the sampler never draws one of the targets: its log expected count is -inf."""

@@ -1,6 +1,6 @@
 """Noise distributions: draws, log-probabilities, and what a draw's expected count is."""
 
-from vastmax.samplers.base import Candidates, Sampler
+from vastmax.samplers.base import Batch, Candidates, Sampler
 from vastmax.samplers.conditional import ConditionalSampler
 from vastmax.samplers.hard_negatives import HardNegatives
 from vastmax.samplers.in_batch import InBatch
@@ -13,6 +13,7 @@ from vastmax.samplers.uniform import Uniform
 from vastmax.samplers.unigram import Unigram
 
 __all__ = [
+    "Batch",
     "Candidates",
     "ConditionalSampler",
     "HardNegatives",

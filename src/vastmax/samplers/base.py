@@ -36,6 +36,22 @@ class Candidates(NamedTuple):
         return self.log_expected_count == math.inf
 
 
+class Batch(NamedTuple):
+    """What a distribution of candidates may depend on: the rows of a step and the model that scores them.
+
+    Attributes:
+        hidden: (N, d).
+        target: (N,) int64.
+        linear_weight: (V, d) class rows.
+        linear_bias: (V,) or None.
+    """
+
+    hidden: Tensor
+    target: Tensor
+    linear_weight: Tensor
+    linear_bias: Tensor | None
+
+
 class Sampler(nn.Module, ABC):
     r"""A noise distribution $q$ over `num_classes` classes, and the candidate sets drawn from it.
 
@@ -83,15 +99,7 @@ class Sampler(nn.Module, ABC):
     def _log_prob(self, ids: Tensor) -> Tensor:
         """Return log q of valid `ids`, float64."""
 
-    def given(
-        self,
-        hidden: Tensor,
-        target: Tensor,
-        linear_weight: Tensor,
-        linear_bias: Tensor | None,
-        *,
-        shared: bool,
-    ) -> "Sampler":
+    def given(self, batch: Batch, *, shared: bool) -> "Sampler":
         """Return the sampler of one batch: itself, unless q depends on the batch or on the model.
 
         A head asks this of its sampler at every step, and draws candidates and takes expected counts from what
@@ -99,10 +107,7 @@ class Sampler(nn.Module, ABC):
         and for `log_expected_count` of ids whose first axis is the rows'.
 
         Args:
-            hidden: (N, d).
-            target: (N,) int64.
-            linear_weight: (V, d) class rows.
-            linear_bias: (V,) or None.
+            batch: the rows and the model; gradients go round it.
             shared: whether one set of candidates will serve all rows.
         """
         return self

@@ -10,7 +10,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from vastmax.samplers.base import Candidates, Sampler
+from vastmax.samplers.base import Batch, Candidates, Sampler
 from vastmax.validation import check_class_rows, check_hidden, check_per_class, check_positive_int, check_target
 
 
@@ -23,20 +23,11 @@ class ConditionalSampler(Sampler):
     conditional = True
 
     @abstractmethod
-    def given(
-        self,
-        hidden: Tensor,
-        target: Tensor,
-        linear_weight: Tensor,
-        linear_bias: Tensor | None,
-        *,
-        shared: bool,
-    ) -> Sampler:
+    def given(self, batch: Batch, *, shared: bool) -> Sampler:
         """Return the sampler of one batch."""
 
-    def _check_batch(
-        self, hidden: Tensor, target: Tensor, linear_weight: Tensor, linear_bias: Tensor | None
-    ) -> None:
+    def _check_batch(self, batch: Batch) -> None:
+        hidden, target, linear_weight, linear_bias = batch
         check_class_rows("linear_weight", linear_weight)
         if len(linear_weight) != self.num_classes:
             raise ValueError(
@@ -57,7 +48,7 @@ class ConditionalSampler(Sampler):
     def _refuse(self) -> NoReturn:
         raise TypeError(
             f"{type(self).__name__}: expected a batch, which its candidates depend on: "
-            "call given(hidden, target, linear_weight, linear_bias, shared=...) and sample from what it returns"
+            "call given(batch, shared=...) and sample from what it returns"
         )
 
 
@@ -79,17 +70,10 @@ class ModelFollowingSampler(ConditionalSampler):
         self.refresh = check_positive_int("refresh", refresh)
         self._age: int | None = None
 
-    def given(
-        self,
-        hidden: Tensor,
-        target: Tensor,
-        linear_weight: Tensor,
-        linear_bias: Tensor | None,
-        *,
-        shared: bool,
-    ) -> Sampler:
+    def given(self, batch: Batch, *, shared: bool) -> Sampler:
         """Return the sampler of one batch, from tables brought up to date as far as they are due."""
-        self._check_batch(hidden, target, linear_weight, linear_bias)
+        self._check_batch(batch)
+        hidden, _, linear_weight, linear_bias = batch
         with unrecorded(hidden.device):
             dtype = torch.promote_types(torch.promote_types(hidden.dtype, linear_weight.dtype), torch.float32)
             hidden = hidden.to(dtype)

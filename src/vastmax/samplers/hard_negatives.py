@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from vastmax.samplers.base import Candidates, Sampler
+from vastmax.samplers.base import Batch, Candidates, Sampler
 from vastmax.samplers.conditional import BatchCandidates, ConditionalSampler, unrecorded
 from vastmax.scoring import chosen_logits
 from vastmax.validation import check_positive_int
@@ -73,19 +73,10 @@ class HardNegatives(ConditionalSampler):
         """The size of the pool."""
         return self.pool
 
-    def given(
-        self,
-        hidden: Tensor,
-        target: Tensor,
-        linear_weight: Tensor,
-        linear_bias: Tensor | None,
-        *,
-        shared: bool,
-    ) -> Sampler:
+    def given(self, batch: Batch, *, shared: bool) -> Sampler:
         """Return the candidates of one batch."""
-        self._check_batch(hidden, target, linear_weight, linear_bias)
-        noise = self.sampler.given(hidden, target, linear_weight, linear_bias, shared=shared)
-        return _HardestOfPool(noise, self.pool, hidden, target, linear_weight, linear_bias, shared)
+        self._check_batch(batch)
+        return _HardestOfPool(self.sampler.given(batch, shared=shared), self.pool, batch, shared=shared)
 
     def extra_repr(self) -> str:
         """Return the constructor's arguments."""
@@ -93,20 +84,9 @@ class HardNegatives(ConditionalSampler):
 
 
 class _HardestOfPool(BatchCandidates):
-    def __init__(
-        self,
-        noise: Sampler,
-        pool: int,
-        hidden: Tensor,
-        target: Tensor,
-        linear_weight: Tensor,
-        linear_bias: Tensor | None,
-        shared: bool,
-    ) -> None:
-        super().__init__(noise.num_classes, unique=noise.unique, device=target.device)
-        self.noise, self.pool, self.shared = noise, pool, shared
-        self.hidden, self.target = hidden, target
-        self.linear_weight, self.linear_bias = linear_weight, linear_bias
+    def __init__(self, noise: Sampler, pool: int, batch: Batch, *, shared: bool) -> None:
+        super().__init__(noise.num_classes, unique=noise.unique, device=batch.target.device)
+        self.noise, self.pool, self.batch, self.shared = noise, pool, batch, shared
 
     @property
     def support_size(self) -> int:
@@ -120,7 +100,7 @@ class _HardestOfPool(BatchCandidates):
         if k > self.pool:
             raise ValueError(f"size: expected k of at most pool = {self.pool}, got {k}")
         pool = self.noise.sample([*size[:-1], self.pool], generator=generator)
-        with unrecorded(self.hidden.device):
+        with unrecorded(self.batch.hidden.device):
             term = self._log_terms(pool)
         k = min(k, term.shape[1])
         if self.shared:
@@ -136,8 +116,9 @@ class _HardestOfPool(BatchCandidates):
 
     def _log_terms(self, pool: Candidates) -> Tensor:
         """The log of what each candidate adds to the sampled partition of each row: (N, K)."""
-        (logit,) = chosen_logits(self.hidden, self.linear_weight, pool.ids, linear_bias=self.linear_bias)
+        hidden, target, weight, bias = self.batch
+        (logit,) = chosen_logits(hidden, weight, pool.ids, linear_bias=bias)
         term = logit - pool.log_expected_count
         if pool.unique:
-            term = term.masked_fill(pool.ids == self.target.unsqueeze(1), -math.inf)
+            term = term.masked_fill(pool.ids == target.unsqueeze(1), -math.inf)
         return term

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from vastmax.samplers.base import Candidates, Sampler
+from vastmax.samplers.base import Batch, Candidates, Sampler
 from vastmax.samplers.conditional import BatchCandidates, ConditionalSampler, unrecorded
 from vastmax.samplers.unigram import Unigram
 from vastmax.validation import check_finite_number
@@ -88,21 +88,13 @@ class InBatch(ConditionalSampler):
             self._register_table("_seen", zeros + 1)
             self._register_table("_draws", zeros.new_zeros(()))
 
-    def given(
-        self,
-        hidden: Tensor,
-        target: Tensor,
-        linear_weight: Tensor,
-        linear_bias: Tensor | None,
-        *,
-        shared: bool,
-    ) -> Sampler:
+    def given(self, batch: Batch, *, shared: bool) -> Sampler:
         """Return the candidates of one batch, after learning from its targets in training."""
-        self._check_batch(hidden, target, linear_weight, linear_bias)
-        with unrecorded(target.device):
+        self._check_batch(batch)
+        with unrecorded(batch.target.device):
             if self.training and self.counted is None:
-                self._learn(target)
-            return _OtherTargets(self, target)
+                self._learn(batch.target)
+            return _OtherTargets(self, batch.target)
 
     def _learn(self, target: Tensor) -> None:
         ids, place, count = target.unique(return_inverse=True, return_counts=True)

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from vastmax.samplers.base import Sampler
+from vastmax.samplers.base import Batch, Sampler
 from vastmax.samplers.unigram import Unigram
 from vastmax.validation import check_counts
 
@@ -60,20 +60,11 @@ class Mixture(Sampler):
         """The number of classes with positive q."""
         return self._support_size
 
-    def given(
-        self,
-        hidden: Tensor,
-        target: Tensor,
-        linear_weight: Tensor,
-        linear_bias: Tensor | None,
-        *,
-        shared: bool,
-    ) -> Sampler:
+    def given(self, batch: Batch, *, shared: bool) -> Sampler:
         """Return the mixture of the parts given the batch."""
         if not self.conditional:
             return self
-        parts = [part.given(hidden, target, linear_weight, linear_bias, shared=shared) for part in self._parts()]
-        return Mixture(parts, self.shares._log_q.exp())
+        return Mixture([part.given(batch, shared=shared) for part in self._parts()], self.shares._log_q.exp())
 
     def _count_support(self) -> int:
         if any(sampler.support_size == self.num_classes for sampler in self._parts()):

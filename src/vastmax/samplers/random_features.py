@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vastmax.samplers.base import Sampler
+from vastmax.samplers.base import Batch, Sampler
 from vastmax.samplers.conditional import ModelFollowingSampler
 from vastmax.samplers.heap import HeapRows, OneRow, inner_levels
 from vastmax.scoring import chosen_logits
@@ -87,19 +87,11 @@ class RandomFeatures(ModelFollowingSampler):
         for name in ("_omega", "_hidden_centre", "_class_centre", "_scale", "_shift", "_mass"):
             self._register_table(name, None)
 
-    def given(
-        self,
-        hidden: Tensor,
-        target: Tensor,
-        linear_weight: Tensor,
-        linear_bias: Tensor | None,
-        *,
-        shared: bool,
-    ) -> Sampler:
+    def given(self, batch: Batch, *, shared: bool) -> Sampler:
         """Return the sampler of one batch, and remember in training which classes the batch will change."""
-        noise = super().given(hidden, target, linear_weight, linear_bias, shared=shared)
+        noise = super().given(batch, shared=shared)
         if self.training:
-            self._touched.append(target)
+            self._touched.append(batch.target)
         return noise
 
     def _build(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from vastmax.samplers.base import Candidates, Sampler
+from vastmax.samplers.base import Batch, Candidates, Sampler
 from vastmax.samplers.conditional import BatchCandidates, ConditionalSampler, unrecorded
 from vastmax.scoring import linear_log_partition, linear_topk
 from vastmax.validation import check_positive_int
@@ -64,17 +64,10 @@ class TopAndTail(ConditionalSampler):
         """The number of classes that can be in the tail."""
         return self.sampler.support_size
 
-    def given(
-        self,
-        hidden: Tensor,
-        target: Tensor,
-        linear_weight: Tensor,
-        linear_bias: Tensor | None,
-        *,
-        shared: bool,
-    ) -> Sampler:
+    def given(self, batch: Batch, *, shared: bool) -> Sampler:
         """Return the candidates of one batch."""
-        self._check_batch(hidden, target, linear_weight, linear_bias)
+        self._check_batch(batch)
+        hidden, _, linear_weight, linear_bias = batch
         with unrecorded(hidden.device):
             if shared:
                 top = total_probability(hidden, linear_weight, linear_bias).topk(self.top).indices

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from vastmax import __version__, heads
 from vastmax.functional import effective_sample_size
 from vastmax.heads import SampledHead
-from vastmax.samplers import Sampler
+from vastmax.samplers import Batch, Sampler
 from vastmax.scoring import chosen_logits, linear_log_partition
 from vastmax.study.compare import machine
 from vastmax.study.estimator_options import ESTIMATORS, SAMPLERS, StudyOptions
@@ -95,7 +95,8 @@ def sample_sizes(problem: Problem, sampler: Sampler, k: int, *, shared: bool, se
     size = [k] if shared else [problem.num_rows, k]
     candidates = effective = 0.0
     for _ in range(ESS_DRAWS):
-        noise = sampler.given(problem.hidden, problem.target, problem.weight, problem.bias, shared=shared)
+        batch = Batch(problem.hidden, problem.target, problem.weight, problem.bias)
+        noise = sampler.given(batch, shared=shared)
         drawn = noise.sample(size, generator=generator)
         (logit,) = chosen_logits(problem.hidden, problem.weight, drawn.ids, linear_bias=problem.bias)
         candidates += (~drawn.padding).sum(-1).double().mean().item() / ESS_DRAWS
