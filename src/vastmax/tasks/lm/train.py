@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
@@ -61,7 +62,10 @@ def train(
     run.begin(config, head, streams, resume=resume)
     if (done := run.result()) is not None:
         return done
-    tree = build_tree(streams.train, counts) if head == HIERARCHICAL else None
+    tree = None
+    if head == HIERARCHICAL:
+        with Console(stderr=True).status("hierarchical: a tree of the tokens, by their neighbours"):
+            tree = build_tree(streams.train, counts)
     model = LanguageModel(config, head, counts, tree)
     resumed = run.checkpoint.exists()
     if resumed:  # a damaged file is reported here, in one line, before any work
