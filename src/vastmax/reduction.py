@@ -9,11 +9,16 @@ REDUCTIONS = ("none", "mean", "sum")
 
 
 def reduce_rows(
-    loss: Tensor, *, reduction: str = "mean", weight: Tensor | None = None, ignored: Tensor | None = None
+    loss: Tensor,
+    *,
+    reduction: str = "mean",
+    weight: Tensor | None = None,
+    mass: Tensor | None = None,
+    ignored: Tensor | None = None,
 ) -> Tensor:
     r"""Reduce a loss per row.
 
-    $$\text{sum} = \sum_r w_r \ell_r, \qquad \text{mean} = \frac{\sum_r w_r \ell_r}{\sum_r w_r},$$
+    $$\text{sum} = \sum_r w_r \ell_r, \qquad \text{mean} = \frac{\sum_r w_r \ell_r}{\sum_r w_r m_r},$$
 
     over the rows that are not ignored. With no row left, or no weight, both are 0 and stay attached to the
     graph (torch's mean is nan there, which a batch of padding then spreads through a model).
@@ -22,10 +27,11 @@ def reduce_rows(
         loss: (...) loss per row, in nats.
         reduction: `"none"` keeps (...), with 0 in ignored rows; `"mean"` and `"sum"` return a scalar.
         weight: (...) weight per row, 0 or greater; 1 if omitted.
+        mass: (...) m, what a row counts for in the mean: the weight that is in its loss already; 1 if omitted.
         ignored: (...) bool, True where a row takes no part.
 
     Raises:
-        ValueError: an unknown reduction, or a `weight` or `ignored` of another shape than `loss`.
+        ValueError: an unknown reduction, or a `weight`, `mass` or `ignored` of another shape than `loss`.
 
     Example:
         >>> loss = torch.tensor([1.0, 2.0, 9.0])
@@ -33,7 +39,7 @@ def reduce_rows(
         tensor(1.7500)
     """
     check_choice("reduction", reduction, REDUCTIONS)
-    for name, rows in (("weight", weight), ("ignored", ignored)):
+    for name, rows in (("weight", weight), ("mass", mass), ("ignored", ignored)):
         if rows is not None and rows.shape != loss.shape:
             raise ValueError(f"{name}: expected shape {tuple(loss.shape)}, one per row, got {tuple(rows.shape)}")
     if weight is not None:
@@ -46,6 +52,8 @@ def reduce_rows(
     if reduction == "sum":
         return total
     counted = torch.ones_like(loss) if weight is None else weight.to(loss.dtype)
+    if mass is not None:
+        counted = counted * mass.to(loss.dtype)
     if ignored is not None:
         counted = counted.masked_fill(ignored, 0.0)
     return total / total_weight(counted)

@@ -32,7 +32,9 @@ def assert_same(ours, theirs, inputs, g, **tolerance):
         torch.testing.assert_close(mine, other, **tolerance)
 
 
-def by_the_equation(hidden, weight, target, bias, *, temperature, softcap, z_loss, smoothing, class_weight, w):
+def by_the_equation(
+    hidden, weight, target, bias, *, temperature, softcap, z_loss, smoothing, gamma, class_weight, w
+):
     """The docstring's formula, over all logits, and the weighted mean over rows."""
     logits = functional.linear(hidden, weight, bias) / temperature
     if softcap is not None:
@@ -40,6 +42,7 @@ def by_the_equation(hidden, weight, target, bias, *, temperature, softcap, z_los
     log_z = logits.logsumexp(-1)
     label_weight = class_weight[target]
     nll = log_z.unsqueeze(-1) - logits
-    loss = (1 - smoothing) * label_weight * nll.gather(-1, target.unsqueeze(-1)).squeeze(-1)
-    loss = loss + smoothing / logits.shape[-1] * (nll * class_weight).sum(-1) + z_loss * label_weight * log_z**2
+    term = (1 - (-nll).exp()) ** gamma * nll
+    loss = (1 - smoothing) * label_weight * term.gather(-1, target.unsqueeze(-1)).squeeze(-1)
+    loss = loss + smoothing / logits.shape[-1] * (term * class_weight).sum(-1) + z_loss * label_weight * log_z**2
     return {"none": w * loss, "sum": (w * loss).sum(), "mean": (w * loss).sum() / (w * label_weight).sum()}

@@ -59,10 +59,10 @@ def test_options_shared_with_torch(options, reduction, block_size):
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 @pytest.mark.parametrize("block_size", [3, V])
 @pytest.mark.parametrize(
-    ("temperature", "softcap", "z_loss", "smoothing"),
-    list(itertools.product([1.0, 0.4], [None, 1.5], [0.0, 0.2], [0.0, 0.1])),
+    ("temperature", "softcap", "z_loss", "smoothing", "gamma"),
+    list(itertools.product([1.0, 0.4], [None, 1.5], [0.0, 0.2], [0.0, 0.1], [0.0, 0.5, 2.0])),
 )
-def test_every_option_together(temperature, softcap, z_loss, smoothing, block_size, reduction):
+def test_every_option_together(temperature, softcap, z_loss, smoothing, gamma, block_size, reduction):
     hidden, weight, bias, target, g = problem()
     class_weight, w = torch.rand(V, generator=g).double(), torch.rand(7, generator=g).double()
     ours = linear_cross_entropy(
@@ -77,6 +77,7 @@ def test_every_option_together(temperature, softcap, z_loss, smoothing, block_si
         temperature=temperature,
         z_loss=z_loss,
         softcap=softcap,
+        focal_gamma=gamma,
         block_size=block_size,
     )
     theirs = by_the_equation(
@@ -88,6 +89,7 @@ def test_every_option_together(temperature, softcap, z_loss, smoothing, block_si
         softcap=softcap,
         z_loss=z_loss,
         smoothing=smoothing,
+        gamma=gamma,
         class_weight=class_weight,
         w=w,
     )[reduction]
@@ -141,7 +143,8 @@ def test_frozen_inputs(frozen, reduction):
 
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
-def test_gradients_of_weights_when_they_ask_for_one(smoothing, reduction):
+@pytest.mark.parametrize("gamma", [0.0, 1.5])
+def test_gradients_of_weights_when_they_ask_for_one(gamma, smoothing, reduction):
     hidden, weight, bias, target, g = problem()
     class_weight = torch.rand(V, generator=g).double().requires_grad_()
     w = torch.rand(7, generator=g).double().requires_grad_()
@@ -154,6 +157,7 @@ def test_gradients_of_weights_when_they_ask_for_one(smoothing, reduction):
         sample_weight=w,
         reduction=reduction,
         label_smoothing=smoothing,
+        focal_gamma=gamma,
     )
     theirs = by_the_equation(
         hidden,
@@ -164,6 +168,7 @@ def test_gradients_of_weights_when_they_ask_for_one(smoothing, reduction):
         softcap=None,
         z_loss=0.0,
         smoothing=smoothing,
+        gamma=gamma,
         class_weight=class_weight,
         w=w,
     )[reduction]

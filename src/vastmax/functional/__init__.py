@@ -1,6 +1,13 @@
 """Pure mathematics on logits: no state, no sampling. Per row unless reduced, by the one helper `reduce_rows`."""
 
 from vastmax.functional.candidates import effective_sample_size, log_partition_estimate
+from vastmax.functional.imbalance import (
+    effective_number_weight,
+    focal_loss,
+    inverse_frequency_weight,
+    log_prior,
+    logit_adjusted_cross_entropy,
+)
 from vastmax.functional.sampled import (
     importance_sampled_softmax_loss,
     nce_loss,
@@ -14,16 +21,21 @@ from vastmax.scoring import linear_cross_entropy, linear_log_partition, linear_t
 
 __all__ = [
     "cross_entropy",
+    "effective_number_weight",
     "effective_sample_size",
     "entropy",
+    "focal_loss",
     "hardmax",
     "importance_sampled_softmax_loss",
+    "inverse_frequency_weight",
     "kl_divergence",
     "linear_cross_entropy",
     "linear_log_partition",
     "linear_topk",
     "log_partition_estimate",
+    "log_prior",
     "log_softmax",
+    "logit_adjusted_cross_entropy",
     "nce_loss",
     "negative_sampling_loss",
     "one_vs_each_loss",

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from vastmax.scoring.links import Link
+
 BLOCK_ELEMENTS = 1 << 24
 """Logits alive at a time: 64 MB in float32. Matrix products reach their full rate well below it."""
 
@@ -52,7 +54,7 @@ class Gradients(NamedTuple):
 
 @dataclass(frozen=True)
 class LinearScorer:
-    r"""The logits $s_{rc} = \text{cap}((h_r \cdot w_c + b_c) / T)$ of rows and classes, block by block.
+    r"""The logits $s_{rc} = f((h_r \cdot w_c + b_c) / T)$ of rows and classes, block by block.
 
     Args:
         hidden: (N, d) rows.
@@ -61,7 +63,7 @@ class LinearScorer:
         target: (N,) class ids.
         class_weight: (V,) the weights of the mean logit $\sum_c v_c s_{rc}$, or None if it is not wanted.
         temperature: T.
-        softcap: $\text{cap}(x) = \text{softcap} \tanh(x / \text{softcap})$; the identity if None.
+        link: f, from scores to logits; the identity if None.
         block_size: classes in a block; chosen from the shapes if None.
     """
 
@@ -71,7 +73,7 @@ class LinearScorer:
     target: Tensor
     class_weight: Tensor | None = None
     temperature: float = 1.0
-    softcap: float | None = None
+    link: Link | None = None
     block_size: int | None = None
 
     @property
@@ -118,7 +120,12 @@ class LinearScorer:
         return self.weight[classes].to(self.dtype)
 
     def logits(self, rows: slice, classes: slice, buffer: Tensor) -> Tensor:
-        """Score a block into `buffer`: (rows, classes)."""
+        """Make the logits of a block in `buffer`: (rows, classes)."""
+        scores = self.scores(rows, classes, buffer)
+        return scores if self.link is None else scores.copy_(self.link(scores))
+
+    def scores(self, rows: slice, classes: slice, buffer: Tensor) -> Tensor:
+        """Score a block into `buffer`: (rows, classes), as yet without the link."""
         hidden, class_rows = self.scaled_hidden(rows), self.class_rows(classes)
         shape = hidden.shape[0], class_rows.shape[0]
         out = buffer[: shape[0] * shape[1]].view(shape)
@@ -127,10 +134,6 @@ class LinearScorer:
         else:
             bias = self.bias[classes].to(self.dtype) / self.temperature
             torch.addmm(bias, hidden, class_rows.t(), out=out)
-        if self.softcap is not None:
-            out.div_(self.softcap).tanh_().mul_(self.softcap)
-            if self.bias is not None:  # a bias of -inf masks its class, cap or no cap
-                out.masked_fill_(self.bias[classes].isneginf(), -torch.inf)
         return out
 
     def statistics(self, rows: slice, buffer: Tensor) -> tuple[RowStatistics, Tensor | None]:
@@ -150,7 +153,7 @@ class LinearScorer:
             maximum = logits.amax(-1, keepdim=True).clamp_(min=torch.finfo(self.dtype).min)
             mass = logits.sub_(maximum).exp_().sum(-1)
             log_partition = torch.logaddexp(log_partition, maximum.squeeze(-1) + mass.log())
-            if logits.shape[1] == self.weight.shape[0] and self.softcap is None:
+            if logits.shape[1] == self.weight.shape[0] and self.link is None:
                 probabilities = logits.div_(mass.unsqueeze(-1))
         return RowStatistics(log_partition, target_logit, mean_logit), probabilities
 
@@ -171,9 +174,10 @@ class LinearScorer:
         for classes in self.class_blocks():
             slope = None
             if probabilities is None:
-                logits = self.logits(rows, classes, buffer)
-                if self.softcap is not None:
-                    slope = 1 - (logits / self.softcap).square_().clamp_(max=1.0)
+                logits = self.scores(rows, classes, buffer)
+                if self.link is not None:
+                    slope = self.link.slope(logits)
+                    logits.copy_(self.link(logits))
                 if gradients.class_weight is not None:
                     gradients.class_weight[classes].addmv_(logits.t(), upstream.mean_logit)
                 grad = logits.sub_(log_partition.unsqueeze(-1)).exp_()
@@ -197,9 +201,9 @@ class LinearScorer:
         """The tensors scored, in the order of the constructor."""
         return self.hidden, self.weight, self.bias, self.target, self.class_weight
 
-    def options(self) -> tuple[float, float | None, int | None]:
+    def options(self) -> tuple[float, Link | None, int | None]:
         """The rest of the constructor's arguments."""
-        return self.temperature, self.softcap, self.block_size
+        return self.temperature, self.link, self.block_size
 
     def differentiable(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """The tensors that may want a gradient, in the order of `Gradients`."""

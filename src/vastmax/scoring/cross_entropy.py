@@ -6,8 +6,11 @@ import torch
 from torch import Tensor
 
 from vastmax.reduction import REDUCTIONS, check_sample_weight, total_weight
-from vastmax.scoring.blocks import LinearScorer
-from vastmax.scoring.every_class import RowCoefficients, check_linear, row_statistics, summed_loss
+from vastmax.scoring.blocks import LinearScorer, RowStatistics
+from vastmax.scoring.every_class import check_linear, row_statistics, summed_loss
+from vastmax.scoring.focal import focal
+from vastmax.scoring.links import SoftCap
+from vastmax.scoring.loss_of_logits import linear_loss
 from vastmax.validation import (
     check_choice,
     check_finite,
@@ -31,15 +34,16 @@ def linear_cross_entropy(
     temperature: float = 1.0,
     z_loss: float = 0.0,
     softcap: float | None = None,
+    focal_gamma: float = 0.0,
     block_size: int | None = None,
 ) -> Tensor:
     r"""Return `cross_entropy(linear(input), target)` in memory bounded by one block of logits.
 
-    With $s_{rc} = \text{cap}((h_r \cdot w_c + b_c) / T)$, class weights $v$, smoothing $\epsilon$ and
-    $\text{cap}(x) = \text{softcap} \tanh(x / \text{softcap})$, the loss of a row is
+    With $s_{rc} = \text{cap}((h_r \cdot w_c + b_c) / T)$, $\log p_{rc} = s_{rc} - \log Z_r$, class weights $v$,
+    smoothing $\epsilon$ and $\text{cap}(x) = \text{softcap} \tanh(x / \text{softcap})$, the loss of a row is
 
-    $$\ell_r = (1 - \epsilon)\, v_y (\log Z_r - s_{ry})
-      + \frac{\epsilon}{V} \sum_c v_c (\log Z_r - s_{rc}) + \text{z\_loss}\; v_y (\log Z_r)^2 .$$
+    $$\ell_r = (1 - \epsilon)\, v_y f(p_{ry}) + \frac{\epsilon}{V} \sum_c v_c f(p_{rc})
+      + \text{z\_loss}\; v_y (\log Z_r)^2, \qquad f(p) = -(1 - p)^\gamma \log p .$$
 
     It is torch's `cross_entropy` where the two share an option, but for one case: with no row left to count,
     the mean is 0 and not nan. With `reduction="mean"` or `"sum"` the gradient is made during the forward pass,
@@ -59,6 +63,9 @@ def linear_cross_entropy(
         temperature: T, greater than 0.
         z_loss: coefficient of the squared log-partition.
         softcap: bound on the size of a logit, greater than 0; None for no bound.
+        focal_gamma: $\gamma$, at least 0: how much less a class that is probable already counts (Lin et al., Focal
+            Loss for Dense Object Detection, 2017). Beside `label_smoothing` it needs the probability of every
+            class twice, so the gradient scores the logits again.
         block_size: classes scored at a time; chosen from the shapes if omitted.
 
     Returns:
@@ -82,8 +89,8 @@ def linear_cross_entropy(
     check_choice("reduction", reduction, REDUCTIONS)
     check_finite_number("temperature", temperature, above=0.0)
     check_finite_number("z_loss", z_loss)
-    if softcap is not None:
-        check_finite_number("softcap", softcap, above=0.0)
+    check_finite_number("focal_gamma", focal_gamma, at_least=0.0)
+    link = None if softcap is None else SoftCap(check_finite_number("softcap", softcap, above=0.0))
     if check_finite_number("label_smoothing", label_smoothing, at_least=0.0) > 1.0:
         raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
     if sample_weight is not None:
@@ -92,11 +99,11 @@ def linear_cross_entropy(
     check_finite("input", input, counted)
 
     label = target[counted]
-    class_weight = None
+    smoothed = None
     if label_smoothing > 0.0:
-        class_weight = linear_weight.new_ones(num_classes) if weight is None else weight
+        smoothed = linear_weight.new_ones(num_classes) if weight is None else weight
     scorer = LinearScorer(
-        input[counted], linear_weight, linear_bias, label, class_weight, temperature, softcap, block_size
+        input[counted], linear_weight, linear_bias, label, smoothed, temperature, link, block_size
     )
     target_weight = torch.ones(label.shape, dtype=scorer.dtype, device=label.device)
     if weight is not None:
@@ -107,15 +114,47 @@ def linear_cross_entropy(
     if reduction == "mean":
         row_weight = row_weight / total_weight(target_weight * row_weight)
 
-    hard = (1 - label_smoothing) * target_weight
-    soft = 0.0 if class_weight is None else label_smoothing * class_weight.to(scorer.dtype).mean()
-    coefficients = RowCoefficients(
-        log_partition=row_weight * (hard + soft),
-        squared_log_partition=row_weight * (z_loss * target_weight),
-        target_logit=row_weight * hard,
-        mean_logit=row_weight * (label_smoothing / num_classes),
-    )
+    if smoothed is not None and focal_gamma > 0:
+        loss = row_weight * _smoothed_focal(scorer, target_weight, smoothed, label_smoothing, focal_gamma, z_loss)
+        if reduction == "none":
+            return loss.new_zeros(target.shape).masked_scatter(counted, loss)
+        return loss.sum()
+
+    mean_weight = 0.0 if smoothed is None else smoothed.to(scorer.dtype).mean()
+
+    def row_loss(statistics: RowStatistics, rows: slice) -> Tensor:
+        log_z, target_logit, weighted_sum = statistics
+        loss = (1 - label_smoothing) * focal(target_logit - log_z, focal_gamma) + z_loss * log_z.square()
+        loss = target_weight[rows] * loss
+        if label_smoothing > 0:
+            loss = loss + label_smoothing * (mean_weight * log_z - weighted_sum / num_classes)
+        return row_weight[rows] * loss
+
     if reduction == "none":
-        loss = coefficients.per_row(row_statistics(scorer))
+        loss = row_loss(row_statistics(scorer), slice(None))
         return loss.new_zeros(target.shape).masked_scatter(counted, loss)
-    return summed_loss(scorer, coefficients)
+    return summed_loss(scorer, row_loss, held=(weight, sample_weight))
+
+
+def _smoothed_focal(
+    scorer: LinearScorer, target_weight: Tensor, class_weight: Tensor, smoothing: float, gamma: float, z_loss: float
+) -> Tensor:
+    """The rows' losses where every class has a focal term of its own: no function of the rows' statistics."""
+
+    def loss(scores: Tensor, label: Tensor, target_weight: Tensor, class_weight: Tensor) -> Tensor:
+        logits = scores if scorer.link is None else scorer.link(scores)
+        log_z = logits.logsumexp(-1)
+        term = focal(logits - log_z.unsqueeze(-1), gamma)
+        of_target = term.gather(-1, label.unsqueeze(-1)).squeeze(-1)
+        of_target = (1 - smoothing) * of_target + z_loss * log_z.square()
+        return target_weight * of_target + smoothing * (term * class_weight).mean(-1)
+
+    bias = None if scorer.bias is None else scorer.bias / scorer.temperature
+    return linear_loss(
+        loss,
+        scorer.hidden / scorer.temperature,
+        scorer.weight,
+        linear_bias=bias,
+        rows=(scorer.target, target_weight),
+        shared=(class_weight,),
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -73,30 +73,20 @@ def _as_their_tensors(gradients: Gradients, tensors: Iterable[Tensor | None]) ->
     ]
 
 
-class RowCoefficients(NamedTuple):
-    r"""A loss $\sum_r a_r \log Z_r + z_r (\log Z_r)^2 - t_r s_{ry} - m_r \bar s_r$; each (N,)."""
+class RowLoss(Protocol):
+    """A loss (n,) of rows that is a function of their statistics, each (n,)."""
 
-    log_partition: Tensor
-    squared_log_partition: Tensor
-    target_logit: Tensor
-    mean_logit: Tensor
+    def __call__(self, statistics: RowStatistics, rows: slice) -> Tensor:
+        """Return the loss of `rows`, whose statistics these are."""
+        ...
 
-    def per_row(self, statistics: RowStatistics) -> Tensor:
-        """The loss of each row."""
-        return (
-            self.log_partition * statistics.log_partition
-            + self.squared_log_partition * statistics.log_partition.square()
-            - self.target_logit * statistics.target_logit
-            - self.mean_logit * statistics.mean_logit
-        )
 
-    def gradient(self, statistics: RowStatistics) -> RowStatistics:
-        """The derivative of the loss with respect to the statistics."""
-        return RowStatistics(
-            self.log_partition + 2 * self.squared_log_partition * statistics.log_partition,
-            -self.target_logit,
-            -self.mean_logit,
-        )
+def _gradient(row_loss: RowLoss, statistics: RowStatistics, rows: slice) -> tuple[Tensor, RowStatistics]:
+    """Return the sum of the rows' losses and its derivative with respect to the statistics."""
+    leaves = RowStatistics(*(x.detach().requires_grad_() for x in statistics))
+    with torch.enable_grad():
+        total = row_loss(leaves, rows).sum()
+    return total.detach(), RowStatistics(*torch.autograd.grad(total, leaves, materialize_grads=True))
 
 
 class _SummedLoss(torch.autograd.Function):
@@ -109,7 +99,7 @@ class _SummedLoss(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         scorer: LinearScorer,
-        coefficients: RowCoefficients,
+        row_loss: RowLoss,
     ) -> Tensor:
         gradients = scorer.empty_gradients((*ctx.needs_input_grad[:3], False))
         total = hidden.new_zeros((), dtype=scorer.dtype)
@@ -117,11 +107,9 @@ class _SummedLoss(torch.autograd.Function):
             buffer = scorer.buffer()
             for rows in scorer.row_blocks():
                 statistics, probabilities = scorer.statistics(rows, buffer)
-                block = RowCoefficients(*(coefficient[rows] for coefficient in coefficients))
-                total += block.per_row(statistics).sum()
-                scorer.backward(
-                    rows, buffer, statistics.log_partition, block.gradient(statistics), gradients, probabilities
-                )
+                loss, upstream = _gradient(row_loss, statistics, rows)
+                total += loss
+                scorer.backward(rows, buffer, statistics.log_partition, upstream, gradients, probabilities)
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (hidden, weight, bias)]
         ctx.save_for_backward(*gradients[:3])
         return total
@@ -149,20 +137,20 @@ def row_statistics(scorer: LinearScorer) -> RowStatistics:
 
 
 @uncompiled
-def summed_loss(scorer: LinearScorer, coefficients: RowCoefficients) -> Tensor:
+def summed_loss(scorer: LinearScorer, row_loss: RowLoss, *, held: Iterable[Tensor | None] = ()) -> Tensor:
     """Return the sum of the rows' losses; the gradient, if one is wanted, is made on the way.
 
-    Weights that need a gradient of their own take the long way: the statistics first, then the loss.
+    If one is wanted of a tensor that `row_loss` holds, all take the long way: the statistics, then the loss.
     """
+
+    def wants_gradient(*tensors: Tensor | None) -> bool:
+        return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
     hidden, weight, bias, class_weight = scorer.differentiable()
-    wants_gradient = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (hidden, weight, bias)
-    )
-    weights = (*coefficients, class_weight)
-    if not wants_gradient or any(tensor is not None and tensor.requires_grad for tensor in weights):
-        return coefficients.per_row(row_statistics(scorer)).sum()
-    loss: Tensor = _SummedLoss.apply(hidden, weight, bias, scorer, coefficients)  # type: ignore[no-untyped-call]
-    return loss
+    if wants_gradient(hidden, weight, bias) and not wants_gradient(class_weight, *held):
+        loss: Tensor = _SummedLoss.apply(hidden, weight, bias, scorer, row_loss)  # type: ignore[no-untyped-call]
+        return loss
+    return row_loss(row_statistics(scorer), slice(None)).sum()
 
 
 def check_linear(
