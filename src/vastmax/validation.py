@@ -31,6 +31,17 @@ def check_finite_number(
     return float(value)
 
 
+def check_scalar(name: str, value: float | Tensor, *, above: float = -math.inf) -> None:
+    """Raise unless `value` is a finite number above a bound, or a floating-point tensor () that holds one."""
+    if isinstance(value, Tensor):
+        if value.ndim != 0 or not value.is_floating_point():
+            raise ValueError(
+                f"{name}: expected a number or a floating-point tensor (), got {value.dtype} {tuple(value.shape)}"
+            )
+        value = value.detach().item()
+    check_finite_number(name, value, above=above)
+
+
 def check_choice(name: str, value: object, choices: Sequence[str]) -> str:
     """Return `value` if it is one of `choices`."""
     if not isinstance(value, str) or value not in choices:
@@ -121,6 +132,18 @@ def check_per_class(name: str, values: Tensor | None, num_classes: int) -> None:
         raise TypeError(f"{name}: expected a floating-point tensor ({num_classes},), got {kind}")
     if values.shape != (num_classes,):
         raise ValueError(f"{name}: expected shape ({num_classes},), one per class, got {tuple(values.shape)}")
+
+
+def check_class_weight(name: str, weight: Tensor | None, num_classes: int) -> Tensor | None:
+    """Return `weight` if it is None or holds one finite number of at least 0 per class, not all of them 0."""
+    check_per_class(name, weight, num_classes)
+    if weight is not None and not weight.is_meta:
+        check_finite(name, weight)
+        if (weight < 0).any() or not weight.any():
+            raise ValueError(
+                f"{name}: expected weights of at least 0 and not all 0, got a least one of {weight.min().item():g}"
+            )
+    return weight
 
 
 def check_counts(name: str, counts: Tensor | ArrayLike) -> Tensor:

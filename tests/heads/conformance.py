@@ -5,13 +5,17 @@ from dataclasses import dataclass, field
 
 import torch
 
-from vastmax import heads, samplers, trees
+from vastmax import functional, heads, samplers, trees
 
 V, D = 7, 4
 
 
 def counts(num_classes: int) -> torch.Tensor:
     return torch.arange(num_classes, 0, -1)
+
+
+def class_weight(num_classes: int) -> torch.Tensor:
+    return torch.linspace(0.3, 1.7, num_classes, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,21 @@ class Case:
     """`start_at` gives every class the probability asked for."""
     sized: bool = True
     """Its second argument is `num_classes`; else it is what knows it, such as a tree."""
+    plain: bool = True
+    """Its loss, where exact, is the cross-entropy of its own probabilities."""
+    weighted: bool = False
+    """It has class weights, `class_weight(V)`."""
+    labels: bool = False
+    """Each class is a label that is true or not, by itself: several of them do not share a row."""
 
     def __post_init__(self) -> None:
         for name in ("draws", "sparse"):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, self.sampled)
+
+    def row_mass(self, target: torch.Tensor) -> torch.Tensor:
+        """What rows of one true class each count for in a mean."""
+        return class_weight(V)[target] if self.weighted else torch.ones_like(target, dtype=torch.float64)
 
     def make(self, num_classes=V, dim=D, dtype=torch.float64, **options):
         torch.manual_seed(5)
@@ -91,6 +105,24 @@ def adaptive(dim, num_classes, **options):
     return heads.AdaptiveSoftmax(dim, num_classes, cutoffs, div_value=2.0, **options)
 
 
+def mixture_of_softmaxes(dim, num_classes, **options):
+    return heads.MixtureOfSoftmaxes(dim, num_classes, 3, **options)
+
+
+def weighted(build):
+    """The head with a weight per class."""
+
+    def build_weighted(dim, num_classes, **options):
+        return build(dim, num_classes, class_weight=class_weight(num_classes), **options)
+
+    return build_weighted
+
+
+def adjusted(dim, num_classes, **options):
+    adjustment = 0.5 * functional.log_prior(counts(num_classes))
+    return heads.Softmax(dim, num_classes, logit_adjustment=adjustment, **options)
+
+
 def exact(build, options=None, **promises):
     """A head that draws nothing and is not flat, unless it is said to."""
     return Case(build, options or {}, **{"sampled": False, "flat": False, **promises})
@@ -99,6 +131,34 @@ def exact(build, options=None, **promises):
 CASES = {
     "Softmax": exact(heads.Softmax, flat=True),
     "Softmax, no bias": exact(heads.Softmax, {"bias": False}, flat=True),
+    "Softmax, temperature": exact(heads.Softmax, {"temperature": 0.6}, flat=True),
+    "Softmax, learned temperature": exact(heads.Softmax, {"temperature": "learned"}),
+    "Softmax, square root of classes": exact(
+        heads.Softmax, {"temperature": "sqrt_classes", "bias": False}, flat=True
+    ),
+    "Softmax, class weights": exact(weighted(heads.Softmax), flat=True, weighted=True, sized=False),
+    "Softmax, smoothed": exact(heads.Softmax, {"label_smoothing": 0.2}, flat=True, plain=False),
+    "Softmax, focal": exact(heads.Softmax, {"focal_gamma": 0.5}, flat=True, plain=False),
+    "Softmax, adjusted": exact(adjusted, flat=True, plain=False, sized=False),
+    "Softmax, all of it": exact(
+        weighted(adjusted),
+        {"label_smoothing": 0.2, "focal_gamma": 1.5, "z_loss": 0.1, "temperature": 0.8},
+        flat=True,
+        plain=False,
+        weighted=True,
+        sized=False,
+    ),
+    "SigSoftmax": exact(heads.SigSoftmax, flat=True),
+    "SigSoftmax, smoothed, learned temperature": exact(
+        heads.SigSoftmax, {"label_smoothing": 0.1, "temperature": "learned"}, plain=False
+    ),
+    "MixtureOfSoftmaxes": exact(mixture_of_softmaxes),
+    "MixtureOfSoftmaxes, no bias, narrow": exact(mixture_of_softmaxes, {"bias": False, "class_features": 2}),
+    "MixtureOfSoftmaxes, class weights": exact(weighted(mixture_of_softmaxes), weighted=True, sized=False),
+    "OneVsAll": exact(heads.OneVsAll, flat=True, labels=True),
+    "OneVsAll, class weights": exact(
+        weighted(heads.OneVsAll), {"temperature": 2.0}, flat=True, labels=True, sized=False
+    ),
     "HierarchicalSoftmax": exact(hierarchical, sparse=True, sized=False),
     "HierarchicalSoftmax, no bias": exact(hierarchical, {"bias": False}, sparse=True, sized=False),
     "HierarchicalSoftmax, sparse": exact(hierarchical, {"sparse": True}, sparse=True, sized=False),
@@ -112,6 +172,9 @@ CASES = {
     "ClassFactoredSoftmax, nce, sparse": exact(
         factored, {"within": "nce", "num_samples": 2, "sparse": True}, draws=True, sparse=True, sized=False
     ),
+    "HierarchicalSoftmax, class weights": exact(weighted(hierarchical), sparse=True, sized=False, weighted=True),
+    "ClassFactoredSoftmax, class weights": exact(weighted(factored), sparse=True, sized=False, weighted=True),
+    "AdaptiveSoftmax, class weights": exact(weighted(adaptive), starts=False, weighted=True, sized=False),
     "AdaptiveSoftmax": exact(adaptive, starts=False),
     "AdaptiveSoftmax, head bias": exact(adaptive, {"head_bias": True}, starts=False),
     "AdaptiveSoftmax, sampled tails": exact(adaptive, {"tail_samples": 1}, draws=True, sparse=True, starts=False),
@@ -120,7 +183,13 @@ CASES = {
     "SampledSoftmax, distinct": Case(heads.SampledSoftmax, unique=True),
     "SampledSoftmax, per row": Case(heads.SampledSoftmax, {"shared": False}),
     "SampledSoftmax, per row, distinct": Case(heads.SampledSoftmax, {"shared": False}, unique=True),
+    "SampledSoftmax, class weights": Case(weighted(heads.SampledSoftmax), weighted=True, sized=False),
+    "SampledSoftmax, temperature, sparse": Case(heads.SampledSoftmax, {"temperature": 0.5, "sparse": True}),
+    "SampledSoftmax, learned temperature, sparse": Case(
+        heads.SampledSoftmax, {"temperature": "learned", "sparse": True}, flat=False
+    ),
     "NCE": Case(heads.NCE),
+    "NCE, temperature": Case(heads.NCE, {"temperature": 2.0}),
     "NCE, sparse, per row": Case(heads.NCE, {"sparse": True, "shared": False}),
     "NCE, distinct": Case(heads.NCE, unique=True),
     "NCE, no bias": Case(heads.NCE, {"bias": False}),

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conformance import CASES, D, V, batch, call, gradients
+from conformance import CASES, D, V, batch, call, class_weight, gradients
 from torch import nn
 
 
@@ -37,8 +37,9 @@ def test_reductions_and_row_weights(case):
     torch.testing.assert_close(loss["none", True], w * per_row)
     torch.testing.assert_close(loss["sum", False], per_row.sum())
     torch.testing.assert_close(loss["sum", True], (w * per_row).sum())
-    torch.testing.assert_close(loss["mean", False], per_row.sum() / counted.sum())
-    torch.testing.assert_close(loss["mean", True], (w * per_row).sum() / w[counted].sum())
+    mass = case.row_mass(target.clamp(min=0)) * counted
+    torch.testing.assert_close(loss["mean", False], per_row.sum() / mass.sum())
+    torch.testing.assert_close(loss["mean", True], (w * per_row).sum() / (w * mass).sum())
 
 
 def test_ignored_rows_count_for_nothing(case):
@@ -217,25 +218,30 @@ def test_draws_are_reproducible(case):
     assert torch.equal(head(hidden, target), first)
 
 
+def several_targets(rows, g):
+    """Up to two true classes per row, in three places."""
+    first, second = torch.randint(V, (2, *rows), generator=g)
+    several = torch.stack([first, second, torch.full_like(first, -100)], -1)
+    several[..., 1].masked_fill_(first == 0, -100)
+    return several, first, torch.where(first == 0, first, second)
+
+
 @pytest.mark.parametrize("rows", [(), (6,), (2, 3)])
 def test_several_true_classes_share_a_row(case, rows):
     """The loss of T true classes is the mean of their losses; places of `ignore_index` do not count."""
     head = case.make(reduction="none")
-    hidden, first, g = batch(rows)
+    hidden, _, g = batch(rows)
+    several, first, second = several_targets(rows, g)
     if case.sampled and not head.sampler.takes_several:
         with pytest.raises(ValueError, match="target: expected one true class per row beside InBatch"):
-            head(hidden, torch.stack([first, first], -1))
+            head(hidden, several)
         return
-    second = torch.randint(V, rows, generator=g)
-    several = torch.stack([first, second, torch.full_like(first, -100)], -1)
-    several[..., 1].masked_fill_(first == 0, -100)
-    single = torch.where(first == 0, first, second)
-    mean = (head.nll(hidden, first) + head.nll(hidden, single)) / 2
+    mean = (head.nll(hidden, first) + head.nll(hidden, second)) / 2
     torch.testing.assert_close(head.nll(hidden, several), mean)
-    if case.follows or (case.draws and not getattr(head, "shared", False)):
-        return  # its draws, or the rows' own, are others
+    if case.follows or case.labels or (case.draws and not getattr(head, "shared", False)):
+        return  # its draws, or the rows' own, are others; or labels do not share
     ours, w = call(case, head, hidden, several), torch.rand(rows, generator=g).double()
-    theirs = (call(case, head, hidden, first) + call(case, head, hidden, single)) / 2
+    theirs = (call(case, head, hidden, first) + call(case, head, hidden, second)) / 2
     torch.testing.assert_close(ours, theirs)
     for mine, other in zip(
         gradients(ours, [hidden, *head.parameters()], w),
@@ -244,6 +250,32 @@ def test_several_true_classes_share_a_row(case, rows):
     ):
         torch.testing.assert_close(mine, other)
     assert torch.equal(call(case, head, hidden, torch.full_like(several, -100)), torch.zeros(rows).double())
+    mass = (case.row_mass(first) + case.row_mass(second)) / 2
+    mean = call(case, case.make(), hidden, several, sample_weight=w)
+    torch.testing.assert_close(mean, (w * ours).sum() / (w * mass).sum())
+
+
+def test_target_weights_are_shares_of_the_row(case):
+    """Shares that do not sum to one are taken as they are, as a teacher's best few probabilities."""
+    head = case.make(reduction="none")
+    hidden, _, g = batch()
+    several, first, second = several_targets((6,), g)
+    share = torch.rand(6, 3, generator=g, dtype=torch.float64)
+    both = share[:, 1].masked_fill(first == 0, 0.0)
+    wanted = share[:, 0] * head.nll(hidden, first) + both * head.nll(hidden, second)
+    torch.testing.assert_close(head.nll(hidden, several, target_weight=share), wanted)
+    if case.follows or case.labels or (case.draws and not getattr(head, "shared", False)):
+        return
+    ours = call(case, head, hidden, several, target_weight=share)
+    theirs = share[:, 0] * call(case, head, hidden, first) + both * call(case, head, hidden, second)
+    torch.testing.assert_close(ours, theirs)
+    upstream = torch.randn(6, generator=g, dtype=torch.float64)
+    for mine, other in zip(
+        gradients(ours, [hidden, *head.parameters()], upstream),
+        gradients(theirs, [hidden, *head.parameters()], upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, other)
 
 
 def test_probabilities_as_target(case):
@@ -256,9 +288,25 @@ def test_probabilities_as_target(case):
         with pytest.raises(TypeError, match=f"float64 probabilities, which {type(head).__name__} cannot train on"):
             head(hidden, p)
         return
-    torch.testing.assert_close(head(hidden, p), -(p * head.log_prob(hidden)).sum(-1))
-    one_hot = nn.functional.one_hot(target, V).double()
+    if case.plain and not case.labels:
+        weight = class_weight(V) if case.weighted else torch.ones(V, dtype=torch.float64)
+        torch.testing.assert_close(head(hidden, p), -(weight * p * head.log_prob(hidden)).sum(-1))
+    every_class = torch.arange(V).expand(2, 3, V)
+    named, upstream = head(hidden, every_class, target_weight=p), torch.randn(2, 3, generator=g).double()
+    torch.testing.assert_close(head(hidden, p), named)
+    for mine, other in zip(
+        gradients(head(hidden, p), [hidden, *head.parameters()], upstream),
+        gradients(named, [hidden, *head.parameters()], upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, other)
+    one_hot, mean = nn.functional.one_hot(target, V).double(), case.make()
     torch.testing.assert_close(head(hidden, one_hot), head(hidden, target))
+    torch.testing.assert_close(mean(hidden, one_hot), mean(hidden, target))
+    if case.labels:
+        with pytest.raises(ValueError, match=r"target: expected labels in \[0, 1\], got"):
+            head(hidden, p + 1)
+        return
     with pytest.raises(ValueError, match="target: expected probabilities that sum to 1, got a sum of 2"):
         head(hidden, 2 * p)
     with pytest.raises(ValueError, match=r"target: expected shape \(2, 3, 7\), the probability of every class"):

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from conformance import CASES, D, V, batch, call, counts, gradients
+from conformance import CASES, D, V, batch, call, class_weight, counts, gradients
 from torch import nn
 
 from vastmax import samplers
@@ -52,7 +52,9 @@ def test_interchange_with_linear(case):
     head.load_state_dict(linear.state_dict())
     hidden, _, _ = batch(dtype=torch.float32)
     offset = head.log_prob_offset()
-    logits = linear(hidden) if offset is None else linear(hidden) + offset.float()
+    logits = linear(hidden) / head.temperature + (0.0 if offset is None else offset.float())
+    if head.link is not None:
+        logits = head.link(logits)
     torch.testing.assert_close(head.log_prob(hidden), logits.log_softmax(-1))
 
 
@@ -112,6 +114,14 @@ def test_repr_can_be_read(case):
         assert "num_samples=3" in text
 
 
+def test_casting_a_head_keeps_its_class_weights(case):
+    head = case.make()
+    if head.class_weight is None:
+        pytest.skip("no class weights")
+    assert torch.equal(head.to(torch.bfloat16).class_weight, class_weight(V))
+    assert "class_weight" not in head.state_dict()
+
+
 BAD_CALLS = [
     ({"hidden": torch.zeros(6, D + 1)}, ValueError, r"hidden: expected shape \(\.\.\., 4\), got \(6, 5\)"),
     ({"hidden": torch.zeros(6, D, dtype=torch.int64)}, TypeError, "hidden: expected a floating-point tensor"),
@@ -123,6 +133,7 @@ BAD_CALLS = [
     ({"target": torch.zeros(5, dtype=torch.int64)}, ValueError, r"target: expected shape \(6,\)"),
     ({"sample_weight": torch.ones(5)}, ValueError, r"sample_weight: expected shape \(6,\)"),
     ({"sample_weight": -torch.ones(6)}, ValueError, "sample_weight: expected weights of at least 0, got -1"),
+    ({"target_weight": torch.ones(6)}, ValueError, r"target_weight: expected beside a target of several class ids"),
 ]
 
 
@@ -133,7 +144,7 @@ def test_bad_calls(case, change, error, message):
     arguments = {"hidden": hidden, "target": target, **change}
     with pytest.raises(error, match=message):
         head(**arguments)
-    if "sample_weight" not in change:
+    if "sample_weight" not in change:  # which is of training alone
         with pytest.raises(error, match=message):
             head.nll(**arguments)
 

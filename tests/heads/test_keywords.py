@@ -11,12 +11,20 @@ from vastmax import heads, samplers, trees
 
 UNIGRAM = samplers.Unigram(counts(V))
 COMMON = {
+    "class_weight": torch.arange(1.0, V + 1),
     "ignore_index": 1,
     "reduction": "sum",
     "device": "meta",
     "dtype": torch.float32,
 }
-FLAT = {**COMMON, "bias": False}
+FLAT = {**COMMON, "bias": False, "temperature": 0.5}
+EXACT = {
+    **FLAT,
+    "label_smoothing": 0.2,
+    "focal_gamma": 1.0,
+    "logit_adjustment": torch.arange(float(V)),
+    "z_loss": 0.5,
+}
 SAMPLED = {
     **FLAT,
     "sampler": samplers.Unigram(counts(V).flip(0), power=2.0),
@@ -26,7 +34,10 @@ SAMPLED = {
 }
 CLUSTERS = [0, 1, 2, 0, 1, 2, 0]
 CHANGES = {
-    heads.Softmax: FLAT,
+    heads.Softmax: EXACT,
+    heads.SigSoftmax: EXACT,
+    heads.OneVsAll: FLAT,
+    heads.MixtureOfSoftmaxes: {**COMMON, "bias": False, "class_features": 2},
     heads.SampledSoftmax: SAMPLED,
     heads.ImportanceSampledSoftmax: SAMPLED,
     heads.OneVsEach: SAMPLED,
@@ -37,9 +48,10 @@ CHANGES = {
         "proposal": samplers.Uniform(V),
     },
     heads.NegativeSampling: {**SAMPLED, "calibration": 0.5},
-    heads.HierarchicalSoftmax: {**FLAT, "sparse": True},
+    heads.HierarchicalSoftmax: {**COMMON, "bias": False, "sparse": True},
     heads.ClassFactoredSoftmax: {
-        **FLAT,
+        **COMMON,
+        "bias": False,
         "within": "nce",
         "num_samples": 4,
         "counts": counts(V),
@@ -54,6 +66,7 @@ CHANGES = {
     },
 }
 STARTS = {
+    heads.MixtureOfSoftmaxes: {"num_mixtures": 3},
     # What each change is measured against; some options need another beside them to mean anything.
     heads.SampledSoftmax: {"sampler": UNIGRAM, "num_samples": 3},
     heads.ImportanceSampledSoftmax: {"sampler": UNIGRAM, "num_samples": 3},
@@ -70,13 +83,14 @@ SECOND = {
 
 
 def keywords(head):
-    """The names of a head's options, those that it hands on to `SampledHead` included."""
+    """The names of a head's options, those that it hands on to its bases included."""
     found = {}
-    for kind in (head, heads.SampledHead):
-        own = inspect.signature(kind).parameters
-        found |= own
-        if not any(p.kind is p.VAR_KEYWORD for p in own.values()):
-            break
+    for kind in head.__mro__:
+        if "__init__" in vars(kind):
+            own = inspect.signature(kind).parameters
+            found |= own
+            if not any(p.kind is p.VAR_KEYWORD for p in own.values()):
+                break
     return [name for name, p in found.items() if p.kind is p.KEYWORD_ONLY]
 
 

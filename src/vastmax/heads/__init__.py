@@ -6,10 +6,13 @@ from vastmax.heads.class_factored import ClassFactoredSoftmax
 from vastmax.heads.clusters import frequency_clusters, sqrt_clusters
 from vastmax.heads.cutoffs import adaptive_cost, adaptive_cutoffs
 from vastmax.heads.hierarchical import HierarchicalSoftmax
+from vastmax.heads.mixture import MixtureOfSoftmaxes
 from vastmax.heads.nce import NCE
 from vastmax.heads.negative_sampling import NegativeSampling, OneVsEach
+from vastmax.heads.one_vs_all import OneVsAll
 from vastmax.heads.sampled_head import SampledHead, Scores
 from vastmax.heads.sampled_softmax import ImportanceSampledSoftmax, SampledSoftmax
+from vastmax.heads.sigsoftmax import SigSoftmax
 from vastmax.heads.softmax import Softmax
 
 __all__ = [
@@ -20,11 +23,14 @@ __all__ = [
     "Head",
     "HierarchicalSoftmax",
     "ImportanceSampledSoftmax",
+    "MixtureOfSoftmaxes",
     "NegativeSampling",
+    "OneVsAll",
     "OneVsEach",
     "SampledHead",
     "SampledSoftmax",
     "Scores",
+    "SigSoftmax",
     "Softmax",
     "adaptive_cost",
     "adaptive_cutoffs",

@@ -54,6 +54,7 @@ class AdaptiveSoftmax(Head):
             draws in proportion to `counts`, or uniform, shared by the rows of the tail: its optimum is that of the
             exact softmax. Exact if omitted; `nll`, `log_prob` and `topk` are exact in any case.
         sparse: give the class rows of the tails with candidates sparse gradients.
+        class_weight: (V,) weight of each class in the training loss; 1 if None. The mean divides by the weights.
         ignore_index: rows with this target take no part in the loss.
         reduction: `"mean"`, `"sum"` or `"none"`.
         device: where the parameters and the samplers' tables are.
@@ -90,12 +91,20 @@ class AdaptiveSoftmax(Head):
         counts: Tensor | ArrayLike | None = None,
         tail_samples: int | None = None,
         sparse: bool = False,
+        class_weight: Tensor | None = None,
         ignore_index: int = -100,
         reduction: str = "mean",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, num_classes, ignore_index=ignore_index, reduction=reduction)
+        super().__init__(
+            in_features,
+            num_classes,
+            class_weight=class_weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            device=device,
+        )
         self.div_value = check_finite_number("div_value", div_value, at_least=1.0)
         if counts is not None:
             counts = check_counts("counts", counts)
@@ -156,17 +165,18 @@ class AdaptiveSoftmax(Head):
         target: Tensor,
         *,
         sample_weight: Tensor | None = None,
+        target_weight: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Return the training loss, a scalar or (...), in nats; see `Head`.
 
         `generator` is the source of the draws of `tail_samples`, on the head's device.
         """
-        self.check(hidden, target, sample_weight)
+        self.check(hidden, target, sample_weight, target_weight)
         if self.tail_samples is None and self.reduction != "none" and target.ndim < hidden.ndim:
             return self._reduced(hidden, target, sample_weight)
         row_loss = functools.partial(self._row_loss, generator=generator)
-        return self._over_rows(row_loss, hidden, target, self.reduction, sample_weight)
+        return self._train(row_loss, hidden, target, sample_weight, target_weight)
 
     def _reduced(self, hidden: Tensor, target: Tensor, sample_weight: Tensor | None) -> Tensor:
         """The reduced exact loss of one class per row, its gradient made in the same pass over the classes."""
@@ -174,7 +184,9 @@ class AdaptiveSoftmax(Head):
         hidden, target = self._wide(hidden[counted]), target[counted]
         weight = hidden.new_ones(len(target))
         if sample_weight is not None:
-            weight = sample_weight[counted].to(weight.dtype)
+            weight = weight * sample_weight[counted].to(weight.dtype)
+        if self.class_weight is not None:
+            weight = weight * self.class_weight[target].to(weight.dtype)
         if self.reduction == "mean":
             weight = weight / total_weight(weight)
         parts = self._parts(hidden, target)

@@ -5,17 +5,22 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from vastmax.heads.targets import RowLoss, TrueClasses, check_target_weight, shares
 from vastmax.reduction import REDUCTIONS, check_sample_weight, reduce_rows
 from vastmax.scoring import linear_cross_entropy, linear_log_partition, linear_logits, linear_topk
+from vastmax.scoring.links import Link
 from vastmax.scoring.top import TopK
 from vastmax.validation import (
     check_choice,
+    check_class_weight,
     check_distribution,
     check_finite,
+    check_finite_number,
     check_hidden,
     check_per_class,
     check_positive_int,
@@ -26,28 +31,41 @@ from vastmax.validation import (
 class Head(nn.Module, ABC):
     r"""An output layer: a loss to train with, and exact probabilities whatever that loss is.
 
-    A target is one true class per row, (...); or several, (..., T), of which each has an equal share of the row
-    and `ignore_index` fills the places left over,
+    A target is one true class per row, (...); or several, (..., T), where `ignore_index` fills the places left
+    over, each with the share $a_{rt}$ of the row that `target_weight` gives it, or an equal one,
 
-    $$\ell_r = \frac{1}{T_r} \sum_t \ell(h_r, y_{rt});$$
+    $$\ell_r = \sum_t a_{rt} v_{y_{rt}} \ell(h_r, y_{rt});$$
 
     or, in heads that train with the exact cross-entropy, the classes' probabilities, floating (..., V),
 
-    $$\ell_r = -\sum_c t_{rc} \log p_{rc}.$$
+    $$\ell_r = -\sum_c t_{rc} v_c \log p_{rc}.$$
+
+    With class weights v, a row counts for the mean class weight of its target, in a mean over rows too.
 
     A subclass states `_row_nll`, and `_row_loss` if it trains with another loss than that.
 
     Args:
         in_features: d, the size of a hidden row.
         num_classes: V.
+        class_weight: (V,) weight of each class in the training loss; 1 if None.
         ignore_index: rows with this target take no part in a loss.
         reduction: `"mean"`, `"sum"` or `"none"`.
     """
 
+    class_weight: Tensor | None
     takes_probabilities = True
     """Whether a target may be the probabilities of all classes."""
 
-    def __init__(self, in_features: int, num_classes: int, *, ignore_index: int, reduction: str) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        class_weight: Tensor | None,
+        ignore_index: int,
+        reduction: str,
+        device: torch.device | str | None,
+    ) -> None:
         super().__init__()
         self.in_features = check_positive_int("in_features", in_features)
         self.num_classes = check_positive_int("num_classes", num_classes)
@@ -55,26 +73,39 @@ class Head(nn.Module, ABC):
             raise TypeError(f"ignore_index: expected an integer, got {ignore_index!r}")
         self.ignore_index = ignore_index
         self.reduction = check_choice("reduction", reduction, REDUCTIONS)
+        self._register_setting(
+            "class_weight", check_class_weight("class_weight", class_weight, num_classes), device
+        )
 
-    def forward(self, hidden: Tensor, target: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        hidden: Tensor,
+        target: Tensor,
+        *,
+        sample_weight: Tensor | None = None,
+        target_weight: Tensor | None = None,
+    ) -> Tensor:
         """Return the training loss of hidden (..., d) and target: a scalar or (...), in nats.
 
         Args:
             hidden: (..., d).
             target: (...) or (..., T) int64 class ids or `ignore_index`, or (..., V) probabilities.
             sample_weight: (...) weight per row; the mean divides by their sum.
+            target_weight: (..., T) share of the row of each of several true classes, such as the probabilities of
+                a teacher's best T; equal ones of sum 1 if omitted.
 
         Raises:
             TypeError: a tensor of the wrong dtype, or probabilities in a head that cannot train on them.
             ValueError: shapes that do not fit, a target out of range, NaN or infinite hidden.
         """
-        self.check(hidden, target, sample_weight)
-        return self._over_rows(self._row_loss, hidden, target, self.reduction, sample_weight)
+        self.check(hidden, target, sample_weight, target_weight)
+        return self._train(self._row_loss, hidden, target, sample_weight, target_weight)
 
-    def nll(self, hidden: Tensor, target: Tensor) -> Tensor:
+    def nll(self, hidden: Tensor, target: Tensor, *, target_weight: Tensor | None = None) -> Tensor:
         """Return -log p(target) exactly, per row (...), in nats; 0 in rows whose target is `ignore_index`."""
-        self.check(hidden, target)
-        return self._over_rows(self._row_nll, hidden, target, "none")
+        self.check(hidden, target, target_weight=target_weight)
+        true = self._true_classes(self._row_nll, hidden, target, target_weight)
+        return reduce_rows(true.loss_of_rows(), reduction="none")
 
     @abstractmethod
     def _row_nll(self, hidden: Tensor, target: Tensor) -> Tensor:
@@ -104,29 +135,37 @@ class Head(nn.Module, ABC):
     def start_at(self, log_prob: Tensor) -> None:
         """Set the biases so that, where hidden is 0, the classes have these log-probabilities (V,)."""
 
-    def _over_rows(
+    def _train(
         self,
-        row_loss: Callable[[Tensor, Tensor], Tensor],
+        row_loss: RowLoss,
         hidden: Tensor,
         target: Tensor,
-        reduction: str,
-        sample_weight: Tensor | None = None,
+        sample_weight: Tensor | None,
+        target_weight: Tensor | None,
     ) -> Tensor:
-        """Apply a loss of rows with one true class each to what counts of any target, and reduce it."""
-        if target.is_floating_point():
-            log_prob = self.log_prob(hidden)
-            loss = -(target.to(log_prob.dtype) * log_prob).masked_fill(target == 0, 0.0).sum(-1)
-            return reduce_rows(loss, reduction=reduction, weight=sample_weight)
-        counted = target != self.ignore_index
-        each = hidden.unsqueeze(-2).expand(*target.shape, -1) if target.ndim == hidden.ndim else hidden
-        found = row_loss(each[counted], target[counted])
-        loss = found.new_zeros(target.shape).masked_scatter(counted, found)
-        if target.ndim == hidden.ndim:
-            loss = loss.sum(-1) / counted.sum(-1).clamp(min=1)
-            counted = counted.any(-1)
-        return reduce_rows(loss, reduction=reduction, weight=sample_weight, ignored=~counted)
+        """Return the training loss that is made of a loss of rows with one true class each."""
+        true = self._true_classes(row_loss, hidden, target, target_weight)
+        return true.reduce(self.reduction, sample_weight, self.class_weight)
 
-    def check(self, hidden: Tensor, target: Tensor | None = None, sample_weight: Tensor | None = None) -> None:
+    def _true_classes(
+        self, row_loss: RowLoss, hidden: Tensor, target: Tensor, target_weight: Tensor | None
+    ) -> TrueClasses:
+        """Apply a loss of rows with one true class each to all that any target names."""
+        if target.is_floating_point():
+            loss = -self.log_prob(hidden).masked_fill(target == 0, 0.0)
+            return TrueClasses(loss, target.to(loss.dtype))
+        classes, counted, share = shares(hidden, target, self.ignore_index, target_weight)
+        found = row_loss(hidden.unsqueeze(-2).expand(*classes.shape, -1)[counted], classes[counted])
+        loss = found.new_zeros(classes.shape).masked_scatter(counted, found)
+        return TrueClasses(loss, share.to(loss.dtype), classes, counted)
+
+    def check(
+        self,
+        hidden: Tensor,
+        target: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+        target_weight: Tensor | None = None,
+    ) -> None:
         """Raise TypeError or ValueError, naming the argument, unless the arguments fit this head."""
         check_hidden("hidden", hidden, self.in_features)
         rows, counted = hidden.shape[:-1], None
@@ -139,6 +178,8 @@ class Head(nn.Module, ABC):
                 check_target(target, shape, self.num_classes, self.ignore_index)
                 counted = target != self.ignore_index
                 counted = counted.any(-1) if several else counted
+            if target_weight is not None:
+                check_target_weight(target_weight, target, several)
         if sample_weight is not None:
             check_sample_weight(sample_weight, rows)
         check_finite("hidden", hidden, counted)
@@ -151,21 +192,42 @@ class Head(nn.Module, ABC):
             )
         check_distribution("target", target, (*rows, self.num_classes))
 
+    def _register_setting(self, name: str, setting: Tensor | None, device: torch.device | str | None) -> None:
+        """Keep a tensor that is no parameter: it moves with the head, keeps its dtype, and is not saved."""
+        if setting is not None:  # on the meta device it would lose what it says
+            place = setting.device if device is not None and torch.device(device).type == "meta" else device
+            setting = setting.detach().to(place, copy=True)
+        self.register_buffer(name, setting, persistent=False)
+        self._settings = (*getattr(self, "_settings", ()), name)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move and cast the head; a setting is moved only, since a rounded class weight would be another."""
+        kept = {name: setting for name in self._settings if (setting := getattr(self, name)) is not None}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, setting in kept.items():
+            setattr(self, name, setting.to(getattr(self, name).device))
+        return self
+
     def extra_repr(self) -> str:
         """Describe the head as `nn.Linear` does."""
         return f"in_features={self.in_features}, num_classes={self.num_classes}"
 
 
 class FlatHead(Head):
-    """A head with the parameters of `nn.Linear(in_features, num_classes)`, under the same names.
+    r"""A head with the parameters of `nn.Linear(in_features, num_classes)`, under the same names.
 
-    `linear.load_state_dict(head.state_dict())` and the reverse both work. A subclass calls `reset_parameters`
-    at the end of its constructor, when all that a start may depend on is there.
+    $$s_c = \frac{h \cdot w_c + b_c}{T}$$
+
+    `linear.load_state_dict(head.state_dict())` and the reverse both work, unless the temperature is learned. A
+    subclass calls `reset_parameters` at the end of its constructor, when all that a start may depend on is there.
 
     Args:
         in_features: d, the size of a hidden row.
         num_classes: V.
         bias: whether each class has a bias.
+        temperature: T, greater than 0; `"learned"`, a parameter `log_temperature` that starts at log 1; or
+            `"sqrt_classes"`, the square root of V.
+        class_weight: (V,) weight of each class in the training loss; 1 if None. The mean divides by the weights.
         ignore_index: rows with this target take no part in a loss.
         reduction: `"mean"`, `"sum"` or `"none"`.
         device: where the parameters are.
@@ -173,6 +235,9 @@ class FlatHead(Head):
     """
 
     bias: nn.Parameter | None
+    log_temperature: nn.Parameter | None
+    link: Link | None = None
+    """What makes logits of the scores; the scores are the logits if None."""
 
     def __init__(
         self,
@@ -180,20 +245,38 @@ class FlatHead(Head):
         num_classes: int,
         *,
         bias: bool = True,
+        temperature: float | str = 1.0,
+        class_weight: Tensor | None = None,
         ignore_index: int = -100,
         reduction: str = "mean",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, num_classes, ignore_index=ignore_index, reduction=reduction)
+        super().__init__(
+            in_features,
+            num_classes,
+            class_weight=class_weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            device=device,
+        )
         self.weight = nn.Parameter(torch.empty(num_classes, in_features, device=device, dtype=dtype))
-        if bias:
-            self.bias = nn.Parameter(torch.empty(num_classes, device=device, dtype=dtype))
-        else:
-            self.register_parameter("bias", None)
+        empty = torch.empty(num_classes, device=device, dtype=dtype)
+        self.register_parameter("bias", nn.Parameter(empty) if bias else None)
+        self._temperature = _temperature(temperature, num_classes)
+        learned = temperature == "learned"
+        zero = torch.zeros((), device=device, dtype=dtype)
+        self.register_parameter("log_temperature", nn.Parameter(zero) if learned else None)
 
     @abstractmethod
-    def forward(self, hidden: Tensor, target: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        hidden: Tensor,
+        target: Tensor,
+        *,
+        sample_weight: Tensor | None = None,
+        target_weight: Tensor | None = None,
+    ) -> Tensor:
         """Return the training loss: what a flat head differs from another by; see `Head`."""
 
     def reset_parameters(self) -> None:
@@ -202,6 +285,21 @@ class FlatHead(Head):
         nn.init.uniform_(self.weight, -bound, bound)
         if self.bias is not None:
             nn.init.uniform_(self.bias, -bound, bound)
+        if self.log_temperature is not None:
+            nn.init.zeros_(self.log_temperature)
+
+    @property
+    def temperature(self) -> float | Tensor:
+        """What the logits are divided by: a number, or a differentiable scalar if it is learned."""
+        if self.log_temperature is None:
+            return self._temperature
+        return self.log_temperature.to(torch.promote_types(self.weight.dtype, torch.float32)).exp()
+
+    def divide(self, scores: Tensor) -> Tensor:
+        """Return scores, or hidden rows, divided by the temperature, in at least float32 if that is not 1."""
+        if self.log_temperature is None and self._temperature == 1.0:
+            return scores
+        return scores.to(torch.promote_types(scores.dtype, torch.float32)) / self.temperature
 
     @torch.no_grad()
     def start_at(self, log_prob: Tensor) -> None:
@@ -223,28 +321,36 @@ class FlatHead(Head):
         if offset is not None:
             # A class whose offset is -inf has probability 0 whatever its bias is.
             log_prob = log_prob - offset.masked_fill(offset.isneginf(), 0.0)
-        self.bias.copy_(log_prob)
+        self.bias.copy_(self.temperature * (log_prob if self.link is None else self.link.inverse(log_prob)))
 
     def log_prob_offset(self) -> Tensor | None:
         """What to add to each class's logit to make it a log-probability up to a constant of the row: (V,)."""
         return None
 
     def exact_bias(self) -> Tensor | None:
-        """The bias of the linear layer whose softmax is this head's distribution, in at least float32."""
+        """The bias of the linear layer of `divide(hidden)` whose softmax is this head's distribution."""
+        bias = None if self.bias is None else self.divide(self.bias)
         offset = self.log_prob_offset()
         if offset is None:
-            return self.bias
+            return bias
         offset = offset.to(torch.promote_types(self.weight.dtype, torch.float32))
-        return offset if self.bias is None else self.bias + offset
+        return offset if bias is None else bias + offset
 
     def _row_nll(self, hidden: Tensor, target: Tensor) -> Tensor:
-        bias = self.exact_bias()
-        return linear_cross_entropy(hidden, self.weight, target, linear_bias=bias, reduction="none")
+        return linear_cross_entropy(
+            self.divide(hidden),
+            self.weight,
+            target,
+            linear_bias=self.exact_bias(),
+            link=self.link,
+            reduction="none",
+        )
 
     def log_prob(self, hidden: Tensor) -> Tensor:
         """Return the exact log-probability of every class: (..., V), in nats, in at least float32."""
         self.check(hidden)
-        return linear_logits(hidden, self.weight, linear_bias=self.exact_bias()).log_softmax(-1)
+        scores = linear_logits(self.divide(hidden), self.weight, linear_bias=self.exact_bias())
+        return (scores if self.link is None else self.link(scores)).log_softmax(-1)
 
     def topk(self, hidden: Tensor, k: int) -> TopK:
         """Return the k most probable classes of each row, without an N x V tensor.
@@ -253,13 +359,28 @@ class FlatHead(Head):
             `(values, indices)`, each (..., k): exact log-probabilities, falling, and class ids.
         """
         self.check(hidden)
-        return linear_topk(hidden, self.weight, k, linear_bias=self.exact_bias())
+        return linear_topk(self.divide(hidden), self.weight, k, linear_bias=self.exact_bias(), link=self.link)
 
     def log_partition(self, hidden: Tensor) -> Tensor:
         """Return log Z of each row (...): what the head's log-probabilities fall short of normalisation by."""
         self.check(hidden)
-        return linear_log_partition(hidden, self.weight, linear_bias=self.exact_bias()).log_partition
+        bias = self.exact_bias()
+        hidden = self.divide(hidden)
+        return linear_log_partition(hidden, self.weight, linear_bias=bias, link=self.link).log_partition
 
     def extra_repr(self) -> str:
         """Describe the head as `nn.Linear` does."""
-        return f"{super().extra_repr()}, bias={self.bias is not None}"
+        learned = "'learned'" if self.log_temperature is not None else f"{self._temperature:g}"
+        temperature = "" if learned == "1" else f", temperature={learned}"
+        return f"{super().extra_repr()}, bias={self.bias is not None}{temperature}"
+
+
+def _temperature(temperature: object, num_classes: int) -> float:
+    match temperature:
+        case "learned":
+            return 1.0
+        case "sqrt_classes":
+            return math.sqrt(num_classes)
+        case str():
+            raise ValueError(f"temperature: expected a number, 'learned' or 'sqrt_classes', got {temperature!r}")
+    return check_finite_number("temperature", temperature, above=0.0)

@@ -45,6 +45,7 @@ class ClassFactoredSoftmax(Head):
         counts: (V,) counts greater than 0 that $q(c \mid g)$ is proportional to; uniform in each group if omitted.
         sparse: give the weight and bias of the classes sparse gradients: rows of the groups that have targets, or
             of targets and candidates.
+        class_weight: (V,) weight of each class in the training loss; 1 if None. The mean divides by the weights.
         ignore_index: rows with this target take no part in the loss.
         reduction: `"mean"`, `"sum"` or `"none"`.
         device: where the parameters and tables are.
@@ -84,13 +85,21 @@ class ClassFactoredSoftmax(Head):
         num_samples: int = 128,
         counts: Tensor | ArrayLike | None = None,
         sparse: bool = False,
+        class_weight: Tensor | None = None,
         ignore_index: int = -100,
         reduction: str = "mean",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         tables = Clusters(clusters, counts)
-        super().__init__(in_features, tables.num_classes, ignore_index=ignore_index, reduction=reduction)
+        super().__init__(
+            in_features,
+            tables.num_classes,
+            class_weight=class_weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            device=device,
+        )
         self.within = check_choice("within", within, ("exact", "sampled", "nce"))
         self.takes_probabilities = within == "exact"
         if within == "nce" and not bias:
@@ -122,6 +131,7 @@ class ClassFactoredSoftmax(Head):
         target: Tensor,
         *,
         sample_weight: Tensor | None = None,
+        target_weight: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Return the training loss of hidden (..., d) and target: a scalar or (...), in nats; see `Head`.
@@ -131,11 +141,12 @@ class ClassFactoredSoftmax(Head):
             target: (...) or (..., T) int64 class ids or `ignore_index`, or, with `within="exact"`, (..., V)
                 probabilities.
             sample_weight: (...) weight per row; the mean divides by their sum.
+            target_weight: (..., T) share of the row of each of several true classes; equal ones if omitted.
             generator: source of the draws, on the head's device; torch's global one if omitted.
         """
-        self.check(hidden, target, sample_weight)
+        self.check(hidden, target, sample_weight, target_weight)
         row_loss = functools.partial(self._row_loss, generator=generator)
-        return self._over_rows(row_loss, hidden, target, self.reduction, sample_weight)
+        return self._train(row_loss, hidden, target, sample_weight, target_weight)
 
     def _row_loss(self, hidden: Tensor, target: Tensor, generator: torch.Generator | None = None) -> Tensor:
         if self.within == "exact":

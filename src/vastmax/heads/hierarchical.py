@@ -41,6 +41,7 @@ class HierarchicalSoftmax(Head):
         sparse: give the parameters sparse gradients, as `nn.Embedding(sparse=True)` does, for the optimizers of
             `vastmax.optim`; a step then makes nothing of the size of V. Targets that are probabilities reach every
             node: theirs are dense.
+        class_weight: (V,) weight of each class in the training loss; 1 if None. The mean divides by the weights.
         ignore_index: rows with this target take no part in the loss.
         reduction: `"mean"`, `"sum"` or `"none"`.
         device: where the parameters are.
@@ -70,6 +71,7 @@ class HierarchicalSoftmax(Head):
         *,
         bias: bool = True,
         sparse: bool = False,
+        class_weight: Tensor | None = None,
         ignore_index: int = -100,
         reduction: str = "mean",
         device: torch.device | str | None = None,
@@ -77,7 +79,14 @@ class HierarchicalSoftmax(Head):
     ) -> None:
         if not isinstance(tree, Tree):
             raise TypeError(f"tree: expected a vastmax.trees.Tree, got {type(tree).__name__}")
-        super().__init__(in_features, tree.num_classes, ignore_index=ignore_index, reduction=reduction)
+        super().__init__(
+            in_features,
+            tree.num_classes,
+            class_weight=class_weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            device=device,
+        )
         self.tree = tree
         self.sparse = sparse
         num_rows = max(tree.num_nodes, 1)

@@ -134,7 +134,8 @@ class NCE(SampledHead):
         super().start_at(log_prob)
         assert self.bias is not None
         with torch.no_grad():
-            self.bias.add_(self._given_log_partition(self.weight.new_zeros(1, self.in_features)).item())
+            given = self._given_log_partition(self.weight.new_zeros(1, self.in_features)).item()
+            self.bias.add_(self.temperature * given)
 
     def log_partition(self, hidden: Tensor) -> Tensor:
         r"""Return $\log Z - c(h)$ of each row (...): what the model falls short of normalising itself by."""

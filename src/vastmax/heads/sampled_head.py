@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from abc import abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,11 +56,7 @@ class SampledHead(FlatHead):
         num_samples: k, candidates drawn for a step or, with `shared=False`, for each row.
         shared: draw one set of candidates for all rows of a batch; scoring it is one matrix product.
         sparse: give weight and bias sparse gradients, as `nn.Embedding(sparse=True)` does.
-        bias: whether each class has a bias.
-        ignore_index: rows with this target take no part in the loss.
-        reduction: `"mean"`, `"sum"` or `"none"`.
-        device: where the parameters and the sampler's tables are.
-        dtype: of the parameters.
+        **options: those of `FlatHead`: bias, temperature, class_weight, ignore_index, reduction, device, dtype.
     """
 
     takes_probabilities = False
@@ -74,24 +70,12 @@ class SampledHead(FlatHead):
         num_samples: int = 1024,
         shared: bool = True,
         sparse: bool = False,
-        bias: bool = True,
-        ignore_index: int = -100,
-        reduction: str = "mean",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **options: Any,
     ) -> None:
         check_positive_int("in_features", in_features)
         check_positive_int("num_classes", num_classes)
         check_positive_int("num_samples", num_samples)
-        super().__init__(
-            in_features,
-            num_classes,
-            bias=bias,
-            ignore_index=ignore_index,
-            reduction=reduction,
-            device=device,
-            dtype=dtype,
-        )
+        super().__init__(in_features, num_classes, **options)
         self.num_samples = num_samples
         self.shared = shared
         self.sparse = sparse
@@ -124,6 +108,7 @@ class SampledHead(FlatHead):
         target: Tensor,
         *,
         sample_weight: Tensor | None = None,
+        target_weight: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Draw candidates and return the training loss, a scalar or (...), in nats.
@@ -132,6 +117,7 @@ class SampledHead(FlatHead):
             hidden: (..., d).
             target: (...) or (..., T) int64 class ids, or `ignore_index`.
             sample_weight: (...) weight per row; the mean divides by their sum.
+            target_weight: (..., T) share of the row of each of several true classes; equal ones if omitted.
             generator: source of the draws, on the head's device; torch's global one if omitted.
 
         Raises:
@@ -140,17 +126,17 @@ class SampledHead(FlatHead):
                 sampler gives probability 0, for which the loss is not defined, or several true classes per row
                 where the candidates are the batch's own targets.
         """
-        self.check(hidden, target, sample_weight)
+        self.check(hidden, target, sample_weight, target_weight)
         if target.ndim == hidden.ndim:
             self._check_several(self.sampler, target)
         row_loss = functools.partial(self._row_loss, generator=generator)
-        return self._over_rows(row_loss, hidden, target, self.reduction, sample_weight)
+        return self._train(row_loss, hidden, target, sample_weight, target_weight)
 
     @uncompiled
     def _row_loss(self, hidden: Tensor, target: Tensor, generator: torch.Generator | None = None) -> Tensor:
         size = [self.num_samples] if self.shared else [len(target), self.num_samples]
-        bias = None if self.bias is None else self.bias.detach()
-        batch = Batch(hidden.detach(), target, self.weight.detach(), bias)
+        bias = None if self.bias is None else self.divide(self.bias.detach())
+        batch = Batch(self.divide(hidden.detach()), target, self.weight.detach(), bias)
         noise = self.sampler.given(batch, shared=self.shared)
         target_log_count = noise.log_expected_count(target, size)
         self._check_drawable(target, target_log_count)
@@ -163,9 +149,9 @@ class SampledHead(FlatHead):
             linear_bias=self.bias,
             sparse=self.sparse,
         )
-        return self.loss(
-            Scores(hidden, target, target_logit.squeeze(-1), sampled_logit, target_log_count, candidates)
-        )
+        # Divided before they are corrected: the other order would scale the correction.
+        target_logit, sampled_logit = self.divide(target_logit).squeeze(-1), self.divide(sampled_logit)
+        return self.loss(Scores(hidden, target, target_logit, sampled_logit, target_log_count, candidates))
 
     def _drawn_from(self, noise: Sampler, batch: Batch) -> Sampler:
         """Return what draws the candidates of a batch whose noise distribution is `noise`."""

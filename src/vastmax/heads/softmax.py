@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from vastmax.heads.base import FlatHead
-from vastmax.scoring import linear_cross_entropy
+from vastmax.heads.targets import mean_weight, shares
+from vastmax.reduction import reduce_rows
+from vastmax.scoring import linear_cross_entropy, linear_soft_cross_entropy
+from vastmax.validation import check_finite, check_finite_number, check_per_class
 
 
 class Softmax(FlatHead):
     r"""The exact softmax, in memory bounded by one block of logits.
 
-    $$\ell = \log \sum_c e^{s_c} - s_y, \qquad s_c = h \cdot w_c + b_c$$
+    $$\ell = \log \sum_c e^{s_c} - s_y, \qquad s_c = \frac{h \cdot w_c + b_c}{T}$$
 
     A step costs O(V): three matrix products of N x d x V and a dense optimizer step. It is the yardstick of every
     other head, and with its weights any other flat head can be served.
 
+    What its loss may have beside, in any combination: with class weights v, smoothed target
+    $t'_c = (1 - \epsilon) t_c + \epsilon / V$ and $p = \text{softmax}(s + a)$,
+
+    $$\ell = -\sum_c t'_c v_c (1 - p_c)^\gamma \log p_c + \text{z\_loss}\; v_y (\log Z)^2 .$$
+
     Args:
         in_features: d, the size of a hidden row.
         num_classes: V.
-        bias: whether each class has a bias.
-        ignore_index: rows with this target take no part in the loss.
-        reduction: `"mean"`, `"sum"` or `"none"`.
-        device: where the parameters are.
-        dtype: of the parameters.
+        label_smoothing: $\epsilon$, the share of the target's mass spread evenly over the classes, in [0, 1].
+        focal_gamma: $\gamma$, at least 0: how much less a class that is probable already counts.
+        logit_adjustment: (V,) a, finite, in nats: added to the logits in the training loss alone. With
+            `tau * functional.log_prior(counts)` the head learns logits that predict rare and frequent classes
+            equally well.
+        z_loss: coefficient of the squared log-partition, which keeps it near 0.
+        **options: those of `FlatHead`: bias, temperature, class_weight, ignore_index, reduction, device, dtype.
+
+    References:
+        Szegedy et al., Rethinking the Inception Architecture for Computer Vision, 2016 (label smoothing).
+        Lin et al., Focal Loss for Dense Object Detection, 2017.
+        Menon et al., Long-tail Learning via Logit Adjustment, 2021.
 
     Example:
         >>> head = Softmax(16, 1000)
@@ -34,40 +51,101 @@ class Softmax(FlatHead):
         True
     """
 
+    logit_adjustment: Tensor | None
+
     def __init__(
         self,
         in_features: int,
         num_classes: int,
         *,
-        bias: bool = True,
-        ignore_index: int = -100,
-        reduction: str = "mean",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        label_smoothing: float = 0.0,
+        focal_gamma: float = 0.0,
+        logit_adjustment: Tensor | None = None,
+        z_loss: float = 0.0,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            in_features,
-            num_classes,
-            bias=bias,
-            ignore_index=ignore_index,
-            reduction=reduction,
-            device=device,
-            dtype=dtype,
-        )
+        super().__init__(in_features, num_classes, **options)
+        if check_finite_number("label_smoothing", label_smoothing, at_least=0.0) > 1.0:
+            raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
+        self.label_smoothing = label_smoothing
+        self.focal_gamma = check_finite_number("focal_gamma", focal_gamma, at_least=0.0)
+        self.z_loss = check_finite_number("z_loss", z_loss, at_least=0.0)
+        check_per_class("logit_adjustment", logit_adjustment, num_classes)
+        if logit_adjustment is not None and not logit_adjustment.is_meta:
+            check_finite("logit_adjustment", logit_adjustment)
+        self._register_setting("logit_adjustment", logit_adjustment, self.weight.device)
         self.reset_parameters()
 
-    def forward(self, hidden: Tensor, target: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        hidden: Tensor,
+        target: Tensor,
+        *,
+        sample_weight: Tensor | None = None,
+        target_weight: Tensor | None = None,
+    ) -> Tensor:
         """Return the cross-entropy of hidden (..., d) and target: a scalar or (...), in nats; see `Head`."""
-        self.check(hidden, target, sample_weight)
+        self.check(hidden, target, sample_weight, target_weight)
         if target.ndim == hidden.ndim:
-            return self._over_rows(self._row_loss, hidden, target, self.reduction, sample_weight)
+            return self._soft(hidden, target, sample_weight, target_weight)
         # The reduced loss of one true class per row has its gradient made in the same pass over the classes.
         return linear_cross_entropy(
-            hidden,
+            self.divide(hidden),
             self.weight,
             target,
-            linear_bias=self.bias,
+            linear_bias=self._training_bias(),
+            weight=self.class_weight,
             sample_weight=sample_weight,
             reduction=self.reduction,
             ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            z_loss=self.z_loss,
+            focal_gamma=self.focal_gamma,
+            link=self.link,
         )
+
+    def _soft(
+        self, hidden: Tensor, target: Tensor, sample_weight: Tensor | None, target_weight: Tensor | None
+    ) -> Tensor:
+        """The loss of several true classes or of probabilities: every row is scored once."""
+        if target.is_floating_point():
+            classes, share, ignored = (
+                None,
+                target,
+                torch.zeros(target.shape[:-1], dtype=torch.bool, device=target.device),
+            )
+        else:
+            classes, counted, share = shares(hidden, target, self.ignore_index, target_weight)
+            ignored = ~counted.any(-1)
+        share = share.to(torch.promote_types(hidden.dtype, torch.promote_types(self.weight.dtype, torch.float32)))
+        found = linear_soft_cross_entropy(
+            self.divide(hidden[~ignored]),
+            self.weight,
+            share[~ignored],
+            None if classes is None else classes[~ignored],
+            linear_bias=self._training_bias(),
+            weight=self.class_weight,
+            label_smoothing=self.label_smoothing,
+            z_loss=self.z_loss,
+            focal_gamma=self.focal_gamma,
+            link=self.link,
+        )
+        loss = found.new_zeros(ignored.shape).masked_scatter(~ignored, found)
+        mass = None
+        if self.class_weight is not None:
+            weight = self.class_weight.to(loss.dtype)
+            mass = mean_weight(share * (weight if classes is None else weight[classes]), share)
+        return reduce_rows(loss, reduction=self.reduction, weight=sample_weight, mass=mass, ignored=ignored)
+
+    def _training_bias(self) -> Tensor | None:
+        bias = self.exact_bias()
+        if self.logit_adjustment is None:
+            return bias
+        adjustment = self.logit_adjustment.to(torch.promote_types(self.weight.dtype, torch.float32))
+        return adjustment if bias is None else bias + adjustment
+
+    def extra_repr(self) -> str:
+        """Describe the head as `nn.Linear` does, and what its loss has beside the cross-entropy."""
+        named = {name: getattr(self, name) for name in ("label_smoothing", "focal_gamma", "z_loss")}
+        said = "".join(f", {name}={value:g}" for name, value in named.items() if value > 0)
+        return super().extra_repr() + said + (", logit_adjustment" if self.logit_adjustment is not None else "")

@@ -4,6 +4,7 @@ from vastmax.scoring.chosen_classes import chosen_logits
 from vastmax.scoring.cross_entropy import linear_cross_entropy
 from vastmax.scoring.every_class import LogPartition, linear_log_partition, linear_logits
 from vastmax.scoring.loss_of_logits import linear_loss
+from vastmax.scoring.soft_cross_entropy import linear_soft_cross_entropy
 from vastmax.scoring.top import linear_topk
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "linear_log_partition",
     "linear_logits",
     "linear_loss",
+    "linear_soft_cross_entropy",
     "linear_topk",
 ]

@@ -9,7 +9,7 @@ from vastmax.reduction import REDUCTIONS, check_sample_weight, total_weight
 from vastmax.scoring.blocks import LinearScorer, RowStatistics
 from vastmax.scoring.every_class import check_linear, row_statistics, summed_loss
 from vastmax.scoring.focal import focal
-from vastmax.scoring.links import SoftCap
+from vastmax.scoring.links import Link, SoftCap
 from vastmax.scoring.loss_of_logits import linear_loss
 from vastmax.validation import (
     check_choice,
@@ -35,6 +35,7 @@ def linear_cross_entropy(
     z_loss: float = 0.0,
     softcap: float | None = None,
     focal_gamma: float = 0.0,
+    link: Link | None = None,
     block_size: int | None = None,
 ) -> Tensor:
     r"""Return `cross_entropy(linear(input), target)` in memory bounded by one block of logits.
@@ -66,6 +67,7 @@ def linear_cross_entropy(
         focal_gamma: $\gamma$, at least 0: how much less a class that is probable already counts (Lin et al., Focal
             Loss for Dense Object Detection, 2017). Beside `label_smoothing` it needs the probability of every
             class twice, so the gradient scores the logits again.
+        link: an increasing function from scores to logits, of `vastmax.scoring.links`, in place of `softcap`.
         block_size: classes scored at a time; chosen from the shapes if omitted.
 
     Returns:
@@ -90,7 +92,10 @@ def linear_cross_entropy(
     check_finite_number("temperature", temperature, above=0.0)
     check_finite_number("z_loss", z_loss)
     check_finite_number("focal_gamma", focal_gamma, at_least=0.0)
-    link = None if softcap is None else SoftCap(check_finite_number("softcap", softcap, above=0.0))
+    if softcap is not None:
+        if link is not None:
+            raise ValueError(f"link: expected none beside softcap={softcap}, got {link!r}")
+        link = SoftCap(check_finite_number("softcap", softcap, above=0.0))
     if check_finite_number("label_smoothing", label_smoothing, at_least=0.0) > 1.0:
         raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
     if sample_weight is not None:
@@ -147,7 +152,7 @@ def _smoothed_focal(
         term = focal(logits - log_z.unsqueeze(-1), gamma)
         of_target = term.gather(-1, label.unsqueeze(-1)).squeeze(-1)
         of_target = (1 - smoothing) * of_target + z_loss * log_z.square()
-        return target_weight * of_target + smoothing * (term * class_weight).mean(-1)
+        return target_weight * of_target + smoothing * (term * class_weight.to(term.dtype)).mean(-1)
 
     bias = None if scorer.bias is None else scorer.bias / scorer.temperature
     return linear_loss(

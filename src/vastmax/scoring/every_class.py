@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from vastmax.scoring.blocks import Gradients, LinearScorer, RowStatistics, uncompiled
+from vastmax.scoring.links import Link
 from vastmax.validation import (
     check_class_rows,
     check_finite,
@@ -166,6 +167,28 @@ def check_linear(
         check_positive_int("block_size", block_size)
 
 
+class _Linear(torch.autograd.Function):
+    """A linear layer that autocast leaves alone on the way back, too."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(hidden, weight)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return functional.linear(hidden, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        rows = upstream.reshape(-1, upstream.shape[-1])
+        with torch.autocast(hidden.device.type, enabled=False):
+            return (
+                upstream @ weight if wanted[0] else None,
+                rows.t() @ hidden.reshape(-1, hidden.shape[-1]) if wanted[1] else None,
+                rows.sum(0) if wanted[2] else None,
+            )
+
+
 def linear_logits(input: Tensor, linear_weight: Tensor, *, linear_bias: Tensor | None = None) -> Tensor:
     r"""Return the logit of every class, $s_{rc} = h_r \cdot w_c + b_c$: the N x V tensor that all else here avoids.
 
@@ -190,9 +213,9 @@ def linear_logits(input: Tensor, linear_weight: Tensor, *, linear_bias: Tensor |
     check_linear(input, linear_weight, linear_bias)
     check_finite("input", input)
     dtype = torch.promote_types(torch.promote_types(input.dtype, linear_weight.dtype), torch.float32)
-    with torch.autocast(input.device.type, enabled=False):
-        bias = None if linear_bias is None else linear_bias.to(dtype)
-        return functional.linear(input.to(dtype), linear_weight.to(dtype), bias)
+    bias = None if linear_bias is None else linear_bias.to(dtype)
+    logits: Tensor = _Linear.apply(input.to(dtype), linear_weight.to(dtype), bias)  # type: ignore[no-untyped-call]
+    return logits
 
 
 def linear_log_partition(
@@ -201,6 +224,7 @@ def linear_log_partition(
     target: Tensor | None = None,
     *,
     linear_bias: Tensor | None = None,
+    link: Link | None = None,
     block_size: int | None = None,
 ) -> LogPartition:
     r"""Return the log-partition of each row and the logit of its target, without an N x V tensor.
@@ -215,6 +239,7 @@ def linear_log_partition(
         linear_weight: (V, d) class rows.
         target: (...) int64 class ids; without it the second number is None.
         linear_bias: (V,) or None.
+        link: an increasing function from scores to logits, of `vastmax.scoring.links`.
         block_size: classes scored at a time; chosen from the shapes if omitted.
 
     Returns:
@@ -240,7 +265,7 @@ def linear_log_partition(
         check_target(target, rows, linear_weight.shape[0])
         flat_target = target.reshape(-1)
     hidden = input.reshape(-1, linear_weight.shape[1])
-    scorer = LinearScorer(hidden, linear_weight, linear_bias, flat_target, block_size=block_size)
+    scorer = LinearScorer(hidden, linear_weight, linear_bias, flat_target, link=link, block_size=block_size)
     statistics = row_statistics(scorer)
     target_logit = None if target is None else statistics.target_logit.view(rows)
     return LogPartition(statistics.log_partition.view(rows), target_logit)

@@ -21,6 +21,10 @@ class Link(Protocol):
         """Return the derivative of the logits at these scores."""
         ...
 
+    def inverse(self, logit: Tensor) -> Tensor:
+        """Return the scores that have these logits."""
+        ...
+
 
 @dataclass(frozen=True)
 class SoftCap:
@@ -36,6 +40,10 @@ class SoftCap:
         """Return the derivative of the logits at these scores."""
         return 1 - (score / self.softcap).tanh_().square_()
 
+    def inverse(self, logit: Tensor) -> Tensor:
+        """Return the scores that have these logits, infinite where their size reaches the cap."""
+        return self.softcap * torch.atanh(logit / self.softcap)
+
 
 @dataclass(frozen=True)
 class Sig:
@@ -49,6 +57,17 @@ class Sig:
         """Return the derivative of the logits at these scores."""
         return 1 + torch.sigmoid(-score)
 
+    def inverse(self, logit: Tensor) -> Tensor:
+        r"""Return the scores that have these logits.
+
+        $u = e^z$ solves $u^2 = e^s (1 + u)$; the root is written so that neither end of the axis overflows.
+        """
+        half = -logit.abs() / 2  # e^{s/2} and e^{-s/2}, whichever is at most 1
+        small = half.exp()
+        rising = logit + torch.log((1 + (1 + 4 * small.square()).sqrt()) / 2)
+        falling = logit / 2 + torch.log((small + (small.square() + 4).sqrt()) / 2)
+        return torch.where(logit > 0, rising, falling)
+
 
 @dataclass(frozen=True)
 class LogSigmoid:
@@ -61,3 +80,8 @@ class LogSigmoid:
     def slope(self, score: Tensor) -> Tensor:
         """Return the derivative of the logits at these scores."""
         return torch.sigmoid(-score)
+
+    def inverse(self, logit: Tensor) -> Tensor:
+        r"""Return $s - \log(1 - e^s)$ of logits below 0; 0, where it is infinite, counts as just below."""
+        logit = logit.clamp(max=-torch.finfo(logit.dtype).eps)
+        return logit - torch.log(-torch.expm1(logit))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vastmax.scoring.blocks import LinearScorer
 from vastmax.scoring.every_class import check_linear
+from vastmax.scoring.links import Link
 from vastmax.validation import check_finite, check_positive_int
 
 
@@ -26,6 +27,7 @@ def linear_topk(
     k: int,
     *,
     linear_bias: Tensor | None = None,
+    link: Link | None = None,
     block_size: int | None = None,
 ) -> TopK:
     r"""Return the k largest log-probabilities of a linear layer's softmax and their classes, exactly.
@@ -39,6 +41,7 @@ def linear_topk(
         linear_weight: (V, d) class rows.
         k: classes wanted, at most V.
         linear_bias: (V,) or None.
+        link: an increasing function from scores to logits, of `vastmax.scoring.links`.
         block_size: classes scored at a time; chosen from the shapes if omitted.
 
     Returns:
@@ -61,7 +64,7 @@ def linear_topk(
     rows = input.shape[:-1]
     hidden = input.reshape(-1, linear_weight.shape[1])
     target = torch.zeros(hidden.shape[0], dtype=torch.int64, device=hidden.device)
-    scorer = LinearScorer(hidden, linear_weight, linear_bias, target, block_size=block_size)
+    scorer = LinearScorer(hidden, linear_weight, linear_bias, target, link=link, block_size=block_size)
     values = hidden.new_empty((hidden.shape[0], k), dtype=scorer.dtype)
     indices = torch.empty((hidden.shape[0], k), dtype=torch.int64, device=hidden.device)
     with torch.autocast(hidden.device.type, enabled=False):

@@ -69,6 +69,7 @@ class LMConfig:
     shared: bool = option(True, "Draw candidates once per step; with --no-shared, for each token of its own.")
     sampler: str = option("unigram", f"Where candidates come from: {', '.join(SAMPLERS)}.")
     power: float = option(1.0, "Power of the unigram noise.")
+    mixtures: int = option(4, "Components of the mixture head.")
     optimizer: str = option("adamw", f"{' or '.join(OPTIMIZERS)}; both update only the rows a step touched.")
     lr: float = option(0.01, "Peak learning rate; warmed up over a twentieth of the run, then falling to 0.")
     weight_decay: float = option(0.0, "Decoupled weight decay (adamw).")
@@ -94,7 +95,7 @@ class LMConfig:
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_choice("sampler", self.sampler, SAMPLERS)
         check_choice("device", self.device, ("auto", "cpu", "gpu"))
-        for name in ("min_count", "width", "layers", "num_samples", "batch_size", "seq_len", "points"):
+        for name in ("min_count", "width", "layers", "num_samples", "mixtures", "batch_size", "seq_len", "points"):
             check_positive_int(name, getattr(self, name))
         if self.vocab_size is not None:
             check_positive_int("vocab_size", self.vocab_size)

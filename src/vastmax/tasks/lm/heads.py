@@ -65,6 +65,23 @@ def _exact(config: LMConfig, counts: Tensor) -> heads.Head:
     return heads.Softmax(config.width, len(counts))
 
 
+def _mixture(config: LMConfig, counts: Tensor) -> heads.Head:
+    """A mixture with as many parameters as the exact head: its class rows are narrower by what its gates take."""
+    num_classes, width, mixtures = len(counts), config.width, config.mixtures
+    class_features = (num_classes * width - mixtures * width) // (num_classes + mixtures * width)
+    if mixtures == 1:
+        class_features = width
+    if class_features < 1:
+        raise ValueError(
+            f"mixtures: expected so few that {num_classes} classes leave room for their gates, got {mixtures}"
+        )
+    return heads.MixtureOfSoftmaxes(width, num_classes, mixtures, class_features=class_features)
+
+
+def _sig(config: LMConfig, counts: Tensor) -> heads.Head:
+    return heads.SigSoftmax(config.width, len(counts))
+
+
 def _factored(config: LMConfig, counts: Tensor) -> heads.Head:
     return heads.ClassFactoredSoftmax(config.width, heads.frequency_clusters(counts), sparse=True)
 
@@ -109,6 +126,8 @@ BUILDERS: dict[str, Builder] = {
     "factored": _factored,
     "factored-sampled": _factored_sampled,
     "adaptive": _adaptive,
+    "mixture": _mixture,
+    "sigsoftmax": _sig,
 }
 HIERARCHICAL = "hierarchical"
 HEADS = (*BUILDERS, HIERARCHICAL)

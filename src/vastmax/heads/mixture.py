@@ -1,0 +1,186 @@
+"""A mixture of softmaxes over the same class rows."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vastmax.heads.base import Head
+from vastmax.heads.running_topk import topk_in_blocks
+from vastmax.scoring import linear_log_partition, linear_logits
+from vastmax.scoring.top import TopK
+from vastmax.validation import check_finite, check_per_class, check_positive_int
+
+
+class Components(NamedTuple):
+    """What a row is mixed of.
+
+    Attributes:
+        log_share: (N, M) log pi, of sum one over the M components.
+        hidden: (N, M, c) the hidden row of each component.
+    """
+
+    log_share: Tensor
+    hidden: Tensor
+
+
+class MixtureOfSoftmaxes(Head):
+    r"""A mixture of M softmaxes, each of its own projection of the hidden row, over one set of class rows.
+
+    $$p_c = \sum_m \pi_m \frac{e^{s^m_c}}{Z_m}, \quad s^m_c = \tanh(P_m h) \cdot w_c + b_c, \quad
+      \pi = \text{softmax}(G h), \qquad
+      \ell = -\log \sum_m \exp(\log \pi_m + s^m_y - \log Z_m)$$
+
+    The log-probabilities of one softmax over many contexts are a matrix of rank at most d + 2, those of a mixture
+    of any rank: the way past the softmax bottleneck, at M times the cost of a step. Logits are made block by
+    block; there is no N x M x V tensor. A mixture of one is the softmax of the hidden row itself: nothing is
+    projected, and its parameters are those of `nn.Linear`.
+
+    Args:
+        in_features: d, the size of a hidden row.
+        num_classes: V.
+        num_mixtures: M.
+        class_features: c, the size of a class row; d if None, as it is for a mixture of one.
+        bias: whether each class has a bias.
+        class_weight: (V,) weight of each class in the training loss; 1 if None. The mean divides by the weights.
+        ignore_index: rows with this target take no part in the loss.
+        reduction: `"mean"`, `"sum"` or `"none"`.
+        device: where the parameters are.
+        dtype: of the parameters.
+
+    Raises:
+        TypeError, ValueError: `class_features` other than d for a mixture of one, which projects nothing.
+
+    References:
+        Yang, Dai, Salakhutdinov and Cohen, Breaking the Softmax Bottleneck: A High-Rank RNN Language Model, 2018.
+
+    Example:
+        >>> head = MixtureOfSoftmaxes(16, 1000, 3)
+        >>> hidden, target = torch.randn(4, 16), torch.tensor([1, 2, 3, 999])
+        >>> loss = head(hidden, target)
+        >>> torch.allclose(loss, -head.log_prob(hidden)[range(4), target].mean(), atol=1e-5)
+        True
+    """
+
+    bias: nn.Parameter | None
+    gate: nn.Parameter | None
+    projection: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        num_mixtures: int,
+        *,
+        class_features: int | None = None,
+        bias: bool = True,
+        class_weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            in_features,
+            num_classes,
+            class_weight=class_weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            device=device,
+        )
+        self.num_mixtures = check_positive_int("num_mixtures", num_mixtures)
+        width = in_features if class_features is None else check_positive_int("class_features", class_features)
+        if num_mixtures == 1 and width != in_features:
+            raise ValueError(
+                f"class_features: expected in_features = {in_features} for a mixture of one, got {class_features}"
+            )
+        self.class_features = width
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+
+        mixed = num_mixtures > 1
+        self.weight = parameter(num_classes, width)
+        self.register_parameter("bias", parameter(num_classes) if bias else None)
+        self.register_parameter("gate", parameter(num_mixtures, in_features) if mixed else None)
+        self.register_parameter("projection", parameter(num_mixtures * width, in_features) if mixed else None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters as `nn.Linear` does."""
+        for parameter in self.parameters():
+            width = parameter.shape[1] if parameter.ndim == 2 else self.class_features
+            nn.init.uniform_(parameter, -1 / math.sqrt(width), 1 / math.sqrt(width))
+
+    def components(self, hidden: Tensor) -> Components:
+        """Return the components of hidden (N, d), in at least float32."""
+        if self.gate is None or self.projection is None:
+            return Components(linear_logits(hidden, self.weight[:1] * 0.0), hidden.unsqueeze(-2))
+        log_share = linear_logits(hidden, self.gate).log_softmax(-1)
+        projected = linear_logits(hidden, self.projection).tanh()
+        return Components(log_share, projected.unflatten(-1, (self.num_mixtures, self.class_features)))
+
+    def _row_nll(self, hidden: Tensor, target: Tensor) -> Tensor:
+        log_share, rows = self.components(hidden)
+        target = target.unsqueeze(-1).expand(log_share.shape)
+        log_z, logit = linear_log_partition(rows, self.weight, target, linear_bias=self.bias)
+        assert logit is not None
+        return -(log_share + logit - log_z).logsumexp(-1)
+
+    def log_prob(self, hidden: Tensor) -> Tensor:
+        """Return the exact log-probability of every class: (..., V), in nats, one component after the other."""
+        self.check(hidden)
+        log_share, rows = self.components(hidden)
+        found = None
+        for m in range(self.num_mixtures):
+            part = linear_logits(rows[..., m, :], self.weight, linear_bias=self.bias).log_softmax(-1)
+            part = part + log_share[..., m, None]
+            found = part if found is None else torch.logaddexp(found, part)
+        assert found is not None
+        return found
+
+    @torch.no_grad()
+    def topk(self, hidden: Tensor, k: int) -> TopK:
+        """Return the k most probable classes of each row, a few rows at a time.
+
+        Returns:
+            `(values, indices)`, each (..., k): exact log-probabilities, falling, and class ids.
+        """
+        self.check(hidden)
+        return topk_in_blocks(
+            lambda rows, k: TopK(*self.log_prob(rows).topk(k)),
+            hidden,
+            k,
+            num_classes=self.num_classes,
+            width=3 * self.num_classes,  # the mixture so far, a component, and their sum
+        )
+
+    def log_partition(self, hidden: Tensor) -> Tensor:
+        """Return zeros (...): each softmax normalises itself, and the shares sum to one."""
+        self.check(hidden)
+        dtype = torch.promote_types(torch.promote_types(hidden.dtype, self.weight.dtype), torch.float32)
+        return (hidden.to(dtype) * 0.0).sum(-1)
+
+    @torch.no_grad()
+    def start_at(self, log_prob: Tensor) -> None:
+        """Set the bias so that, where hidden is 0, the classes have these log-probabilities.
+
+        Args:
+            log_prob: (V,) finite, in nats.
+
+        Raises:
+            ValueError: a head without bias, or a `log_prob` of another shape or not finite.
+        """
+        if self.bias is None:
+            raise ValueError("start_at: expected a head with bias=True, got one with bias=False")
+        check_per_class("log_prob", log_prob, self.num_classes)
+        check_finite("log_prob", log_prob)
+        self.bias.copy_(log_prob)
+
+    def extra_repr(self) -> str:
+        """Describe the head as `nn.Linear` does."""
+        mixtures = f"num_mixtures={self.num_mixtures}, class_features={self.class_features}"
+        return f"{super().extra_repr()}, {mixtures}, bias={self.bias is not None}"

@@ -1,0 +1,84 @@
+"""What a target asks of its row: true classes, and the share of the row that each of them has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vastmax.reduction import reduce_rows
+from vastmax.validation import check_finite
+
+RowLoss = Callable[[Tensor, Tensor], Tensor]
+"""The loss (N,) of hidden (N, d) and one true class each, target (N,)."""
+
+
+@dataclass(frozen=True)
+class TrueClasses:
+    """The losses of the rows' true classes, and how much of the row each of them is.
+
+    Args:
+        loss: (..., T), 0 in places that do not count.
+        share: (..., T), 0 in places that do not count.
+        classes: (..., T) ids, 0 in places that do not count; None where T is V and every class has its place.
+        counted: (..., T) bool; None where every place counts.
+    """
+
+    loss: Tensor
+    share: Tensor
+    classes: Tensor | None = None
+    counted: Tensor | None = None
+
+    def loss_of_rows(self) -> Tensor:
+        """The loss of each row (...)."""
+        return (self.share * self.loss).sum(-1)
+
+    def reduce(self, reduction: str, sample_weight: Tensor | None, class_weight: Tensor | None) -> Tensor:
+        """The loss of the rows, each class weighed, reduced."""
+        ignored = None if self.counted is None else ~self.counted.any(-1)
+        if class_weight is None:
+            loss, mass = self.loss_of_rows(), None
+        else:
+            weight = class_weight.to(self.loss.dtype)
+            share = self.share * (weight if self.classes is None else weight[self.classes])
+            loss, mass = (share * self.loss).sum(-1), mean_weight(share, self.share)
+        return reduce_rows(loss, reduction=reduction, weight=sample_weight, mass=mass, ignored=ignored)
+
+
+def mean_weight(weighted_share: Tensor, share: Tensor) -> Tensor:
+    """Return the mean class weight (...) of the rows' targets; 0 where the target has no share."""
+    total = share.sum(-1)
+    return weighted_share.sum(-1) / torch.where(total == 0, torch.ones_like(total), total)
+
+
+def shares(
+    hidden: Tensor, target: Tensor, ignore_index: int, target_weight: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the true classes of each row, which of them count, and the share of each: all (..., T)."""
+    classes = target if target.ndim == hidden.ndim else target.unsqueeze(-1)
+    counted = classes != ignore_index
+    if target_weight is None:
+        share = counted.double() / counted.sum(-1, keepdim=True).clamp(min=1)
+    else:
+        share = target_weight.masked_fill(~counted, 0.0)
+    return classes.masked_fill(~counted, 0), counted, share
+
+
+def check_target_weight(target_weight: Tensor, target: Tensor, several: bool) -> None:
+    """Raise unless the target has several true classes per row, and each a finite share of at least 0."""
+    if not several or target.is_floating_point():
+        raise ValueError(
+            "target_weight: expected beside a target of several class ids per row, (..., T), "
+            f"got a target of {target.dtype} and shape {tuple(target.shape)}"
+        )
+    if not isinstance(target_weight, Tensor) or not target_weight.is_floating_point():
+        raise TypeError("target_weight: expected a floating-point tensor with one share per true class")
+    if target_weight.shape != target.shape:
+        raise ValueError(
+            f"target_weight: expected shape {tuple(target.shape)}, that of target, got {tuple(target_weight.shape)}"
+        )
+    check_finite("target_weight", target_weight)
+    if (target_weight < 0).any():
+        raise ValueError(f"target_weight: expected shares of at least 0, got {target_weight.min().item():g}")

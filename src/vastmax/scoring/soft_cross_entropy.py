@@ -1,0 +1,80 @@
+"""Cross-entropy of a linear layer's softmax with a distribution over the classes, or with a few shares of it."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from vastmax.scoring.focal import focal
+from vastmax.scoring.links import Link
+from vastmax.scoring.loss_of_logits import linear_loss
+
+
+def linear_soft_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    share: Tensor,
+    classes: Tensor | None = None,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    focal_gamma: float = 0.0,
+    link: Link | None = None,
+) -> Tensor:
+    r"""Return the cross-entropy of each row with a soft target, the rows' logits made a few rows at a time.
+
+    With class weights v, shares t of mass $m = \sum_c t_c$, smoothed $t'_c = (1 - \epsilon) t_c + m \epsilon / V$,
+
+    $$\ell_r = -\sum_c t'_c v_c (1 - p_c)^\gamma \log p_c + \text{z\_loss} \sum_c t_c v_c (\log Z_r)^2 .$$
+
+    The shares need not sum to one: a teacher's best few probabilities are a target as they are.
+
+    Args:
+        input: (N, d) hidden rows.
+        linear_weight: (V, d) class rows.
+        share: (N, T) shares of the classes named in `classes`, or (N, V) of all.
+        classes: (N, T) int64 class ids, of which one may be named twice; None if `share` has every class.
+        linear_bias: (V,) or None.
+        weight: (V,) weight per class.
+        label_smoothing: share of the target's mass spread evenly over the classes.
+        z_loss: coefficient of the squared log-partition.
+        focal_gamma: how much less a class that is probable already counts.
+        link: an increasing function from scores to logits, of `vastmax.scoring.links`.
+
+    Returns:
+        (N,) losses in nats, at least float32.
+
+    Raises:
+        TypeError: a tensor of the wrong dtype.
+        ValueError: shapes that do not fit.
+
+    Example:
+        >>> hidden, weight = torch.randn(4, 8), torch.randn(1000, 8)
+        >>> teacher = torch.randn(4, 1000).softmax(-1).topk(3)
+        >>> linear_soft_cross_entropy(hidden, weight, teacher.values, teacher.indices).shape
+        torch.Size([4])
+    """
+
+    def loss(scores: Tensor, share: Tensor, *tables: Tensor) -> Tensor:
+        logits = scores if link is None else link(scores)
+        remaining = list(tables)
+        target = share.to(logits.dtype)
+        if classes is not None:
+            target = logits.new_zeros(logits.shape).scatter_add(-1, remaining.pop(0), target)
+        class_weight = remaining.pop(0).to(logits.dtype) if remaining else logits.new_ones(())
+        log_z = logits.logsumexp(-1)
+        term = focal(logits - log_z.unsqueeze(-1), focal_gamma)
+        mass = target.sum(-1, keepdim=True)
+        smoothed = (1 - label_smoothing) * target + label_smoothing / logits.shape[-1] * mass
+        cross_entropy = (smoothed * class_weight * term.masked_fill(smoothed == 0, 0.0)).sum(-1)
+        return cross_entropy + z_loss * (target * class_weight).sum(-1) * log_z.square()
+
+    return linear_loss(
+        loss,
+        input,
+        linear_weight,
+        linear_bias=linear_bias,
+        rows=(share,) if classes is None else (share, classes),
+        shared=() if weight is None else (weight,),
+    )
