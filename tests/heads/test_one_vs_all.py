@@ -1,0 +1,113 @@
+"""One sigmoid per class against torch's binary cross-entropy, for every kind of label."""
+
+import math
+
+import pytest
+import torch
+from largest_tensor import LargestTensor
+from torch.nn import functional
+
+from vastmax import heads
+from vastmax.scoring import blocks
+
+V, D, N = 7, 4, 5
+
+
+@pytest.fixture
+def hidden():
+    return torch.randn(N, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+
+
+def build(**options):
+    torch.manual_seed(5)
+    return heads.OneVsAll(D, V, dtype=torch.float64, **options)
+
+
+LABELS = torch.tensor([[0, 3, -100], [6, 6, 2], [-100, -100, -100], [1, -100, -100], [5, 4, 3]])
+TRUTH = torch.zeros(N, V, dtype=torch.float64)
+for row, labels in enumerate(LABELS):
+    TRUTH[row, labels[labels >= 0]] = 1.0
+
+
+@pytest.mark.parametrize("block", [1, 1 << 20])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("as_ids", [True, False])
+def test_is_the_binary_cross_entropy_of_every_label(hidden, as_ids, weighted, block, monkeypatch):
+    """A row without a true label counts as any other; a label named twice is no truer."""
+    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", block)
+    v = torch.linspace(0.5, 2.0, V, dtype=torch.float64) if weighted else None
+    head = build(class_weight=v, reduction="none")
+    logits = functional.linear(hidden, head.weight, head.bias)
+    theirs = functional.binary_cross_entropy_with_logits(logits, TRUTH, weight=v, reduction="none").sum(-1)
+    ours = head(hidden, LABELS if as_ids else TRUTH)
+    torch.testing.assert_close(ours, theirs)
+    upstream = torch.randn(N, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    inputs = [hidden, head.weight, head.bias]
+    for mine, other in zip(
+        torch.autograd.grad(ours, inputs, upstream), torch.autograd.grad(theirs, inputs, upstream), strict=True
+    ):
+        torch.testing.assert_close(mine, other)
+    torch.testing.assert_close(build(class_weight=v)(hidden, LABELS), theirs.mean())
+
+
+def test_soft_labels(hidden):
+    head = build(reduction="none")
+    truth = torch.rand(N, V, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    logits = functional.linear(hidden, head.weight, head.bias)
+    theirs = functional.binary_cross_entropy_with_logits(logits, truth, reduction="none").sum(-1)
+    torch.testing.assert_close(head(hidden, truth), theirs)
+    torch.testing.assert_close(head(hidden, torch.arange(V).expand(N, V), target_weight=truth), theirs)
+
+
+def test_the_optimum_of_one_true_class_is_its_probability():
+    """Minimised over the exact expectation under p, the sigmoids are p, and so are their shares."""
+    p = torch.tensor([0.4, 0.2, 0.15, 0.1, 0.08, 0.05, 0.02], dtype=torch.float64)
+    head = build(reduction="none")
+    hidden = torch.zeros(V, D, dtype=torch.float64)
+    optimizer = torch.optim.LBFGS(
+        [head.bias], max_iter=500, tolerance_grad=1e-13, tolerance_change=1e-18, line_search_fn="strong_wolfe"
+    )
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (p * head(hidden, torch.arange(V))).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    torch.testing.assert_close(head.label_log_prob(hidden[0]).exp(), p, rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(head.log_prob(hidden[0]).exp(), p, rtol=1e-5, atol=1e-9)
+
+
+def test_probabilities_are_shares_of_the_sigmoids(hidden):
+    head = build(temperature=0.7)
+    sigmoid = (functional.linear(hidden, head.weight, head.bias) / 0.7).sigmoid()
+    torch.testing.assert_close(head.label_log_prob(hidden).exp(), sigmoid)
+    torch.testing.assert_close(head.log_prob(hidden).exp(), sigmoid / sigmoid.sum(-1, keepdim=True))
+
+
+def test_starts_at_one_true_label_a_row():
+    head = heads.OneVsAll(D, 1001)
+    assert head.bias.unique().item() == pytest.approx(-math.log(1000))
+    with torch.no_grad():
+        head.weight.zero_()
+    expected = head.label_log_prob(torch.zeros(1, D)).exp().sum()
+    torch.testing.assert_close(expected, torch.tensor(1.0), rtol=1e-4, atol=0.0)
+
+
+def test_holds_no_tensor_of_all_logits(monkeypatch):
+    num_rows, num_classes = 64, 1001
+    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", 1 << 12)
+    head = heads.OneVsAll(8, num_classes)
+    hidden = torch.randn(num_rows, 8, requires_grad=True)
+    with LargestTensor() as made:
+        head(hidden, torch.randint(num_classes, (num_rows, 5))).backward()
+    assert made.largest <= 8 * num_classes < num_rows * num_classes
+
+
+def test_labels_outside_their_range(hidden):
+    head = build()
+    with pytest.raises(ValueError, match=r"target: expected labels in \[0, 1\], got nan"):
+        head(hidden, torch.full((N, V), torch.nan, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"target: expected shape \(5, 7\), how true each label is, got \(5, 6\)"):
+        head(hidden, TRUTH[:, 1:])
