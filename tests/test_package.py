@@ -13,7 +13,7 @@ import pytest
 
 import vastmax
 
-CORE = ["functional", "heads", "metrics", "optim", "reduction", "samplers", "scoring", "trees"]
+CORE = ["contrastive", "functional", "heads", "metrics", "optim", "reduction", "samplers", "scoring", "trees"]
 
 
 def core_modules():

@@ -15,7 +15,7 @@ Example:
 
 from importlib.metadata import version
 
-from vastmax import functional, heads, metrics, optim, samplers, scoring, trees
+from vastmax import contrastive, functional, heads, metrics, optim, samplers, scoring, trees
 
 __version__ = version("vastmax")
-__all__ = ["functional", "heads", "metrics", "optim", "samplers", "scoring", "trees"]
+__all__ = ["contrastive", "functional", "heads", "metrics", "optim", "samplers", "scoring", "trees"]

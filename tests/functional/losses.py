@@ -55,11 +55,6 @@ def importance(logits, **options):
     return F.importance_sampled_softmax_loss(logits[..., 0], logits[..., 1:], log_count, **options)
 
 
-def first_class(logits, **options):
-    target = torch.zeros(logits.shape[:-1], dtype=torch.int64)
-    return F.cross_entropy(logits, target, **options)
-
-
 def a_distribution(logits, **options):
     p = LOG_COUNT.softmax(-1).expand(logits.shape)
     return F.cross_entropy(logits, p, **options)
@@ -67,6 +62,15 @@ def a_distribution(logits, **options):
 
 def divergence(logits, **options):
     return F.kl_divergence(logits, LOG_COUNT.softmax(-1).expand(logits.shape), **options)
+
+
+def of_classes(loss, **fixed):
+    """A loss of all classes, of which the first is true."""
+
+    def call(logits, **options):
+        return loss(logits, torch.zeros(logits.shape[:-1], dtype=torch.int64), **fixed, **options)
+
+    return Loss(call, sampled=False)
 
 
 LOSSES = {
@@ -78,7 +82,9 @@ LOSSES = {
     "one_vs_each": uncorrected(F.one_vs_each_loss),
     "one_vs_each, sampled": Loss(counted_pairs),
     "importance_sampled_softmax": Loss(importance),
-    "cross_entropy": Loss(first_class, sampled=False),
+    "cross_entropy": of_classes(F.cross_entropy),
+    "focal": of_classes(F.focal_loss, gamma=1.5),
+    "logit_adjusted": of_classes(F.logit_adjusted_cross_entropy, log_prior=LOG_COUNT, tau=0.7),
     "cross_entropy, probabilities": Loss(a_distribution, sampled=False),
     "kl_divergence": Loss(divergence, sampled=False),
 }

@@ -1,6 +1,7 @@
 """Pure mathematics on logits: no state, no sampling. Per row unless reduced, by the one helper `reduce_rows`."""
 
 from vastmax.functional.candidates import effective_sample_size, log_partition_estimate
+from vastmax.functional.contrastive import clip_loss, info_nce, siglip_loss
 from vastmax.functional.imbalance import (
     effective_number_weight,
     focal_loss,
@@ -20,6 +21,7 @@ from vastmax.reduction import reduce_rows
 from vastmax.scoring import linear_cross_entropy, linear_log_partition, linear_topk
 
 __all__ = [
+    "clip_loss",
     "cross_entropy",
     "effective_number_weight",
     "effective_sample_size",
@@ -27,6 +29,7 @@ __all__ = [
     "focal_loss",
     "hardmax",
     "importance_sampled_softmax_loss",
+    "info_nce",
     "inverse_frequency_weight",
     "kl_divergence",
     "linear_cross_entropy",
@@ -41,5 +44,6 @@ __all__ = [
     "one_vs_each_loss",
     "reduce_rows",
     "sampled_softmax_loss",
+    "siglip_loss",
     "softmax",
 ]

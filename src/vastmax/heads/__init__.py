@@ -6,6 +6,7 @@ from vastmax.heads.class_factored import ClassFactoredSoftmax
 from vastmax.heads.clusters import frequency_clusters, sqrt_clusters
 from vastmax.heads.cutoffs import adaptive_cost, adaptive_cutoffs
 from vastmax.heads.hierarchical import HierarchicalSoftmax
+from vastmax.heads.info_nce import InfoNCE
 from vastmax.heads.mixture import MixtureOfSoftmaxes
 from vastmax.heads.nce import NCE
 from vastmax.heads.negative_sampling import NegativeSampling, OneVsEach
@@ -23,6 +24,7 @@ __all__ = [
     "Head",
     "HierarchicalSoftmax",
     "ImportanceSampledSoftmax",
+    "InfoNCE",
     "MixtureOfSoftmaxes",
     "NegativeSampling",
     "OneVsAll",

@@ -1,0 +1,277 @@
+"""Contrastive losses of two batches of paired rows: each row's own key among the keys of all rows.
+
+No N x N tensor is made: the logits exist a block at a time. Rows are scored by dot product as they are given;
+normalise them first for the cosine.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vastmax.functional.contrastive_negatives import (
+    check_negatives,
+    hard_log_partition,
+    negative_log_mass,
+    own_logits,
+)
+from vastmax.reduction import REDUCTIONS, check_sample_weight, reduce_rows
+from vastmax.scoring import linear_cross_entropy, linear_log_partition, linear_loss
+from vastmax.validation import check_choice, check_finite, check_finite_number, check_hidden, check_scalar
+
+
+def info_nce(
+    query: Tensor,
+    key: Tensor,
+    negatives: Tensor | None = None,
+    *,
+    temperature: float | Tensor = 0.07,
+    labels: Tensor | None = None,
+    hard_negative_weight: float = 0.0,
+    symmetric: bool = False,
+    in_batch: bool = True,
+    sample_weight: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    r"""Return the cross-entropy of each row's own key among the keys of all rows and further negatives.
+
+    With $s_{ij} = q_i \cdot k_j / T$, the positives $P_i$ of row i (its own key, and with `labels` those of every
+    row of its label) and $m_i$ negatives $A_i$ (all other keys, and `negatives`),
+
+    $$\ell_i = \log \Big( \sum_{p \in P_i} e^{s_{ip}} + m_i \sum_{j \in A_i} w_{ij} e^{s_{ij}} \Big)
+      - \frac{1}{|P_i|} \sum_{p \in P_i} s_{ip}, \qquad
+      w_{ij} = \frac{e^{\beta s_{ij}}}{\sum_{j' \in A_i} e^{\beta s_{ij'}}} .$$
+
+    With $\beta = 0$ this is cross-entropy, and with `labels` the supervised contrastive loss with the mean outside
+    of the logarithm. The gradient flows to the negatives too, if they want one. Half-precision inputs are
+    multiplied and summed in float32, and the loss is float32.
+
+    Args:
+        query: (N, d).
+        key: (N, d), paired with `query` row by row.
+        negatives: (K, d) for all rows, or (N, K, d), each row's own.
+        temperature: T, greater than 0; a tensor () gets a gradient.
+        labels: (N,) int64; rows of one label are positives of one another. They serve, too, where the same key
+            occurs in several rows and would be its own negative.
+        hard_negative_weight: $\beta$, at least 0: how much more the negatives with high scores count.
+        symmetric: take the mean with the loss of each key among the queries; not with `negatives`.
+        in_batch: whether the other rows' keys are negatives; if not, `negatives` are the only ones.
+        sample_weight: (N,) weight per row; the mean divides by their sum.
+        reduction: `"mean"`, `"sum"` or `"none"`.
+
+    Returns:
+        A scalar, or (N,) with `reduction="none"`, in nats.
+
+    Raises:
+        TypeError: a tensor of the wrong dtype.
+        ValueError: shapes that do not fit, NaN or infinite input, an option out of range, `negatives` with
+            `symmetric=True`, `in_batch=False` without `negatives` or with `labels`.
+
+    References:
+        van den Oord, Li and Vinyals, Representation Learning with Contrastive Predictive Coding, 2018.
+        Khosla et al., Supervised Contrastive Learning, 2020 (`labels`).
+        Robinson, Chuang, Sra and Jegelka, Contrastive Learning with Hard Negative Samples, 2021
+        (`hard_negative_weight`, without their correction for false negatives).
+
+    Example:
+        >>> query, key = torch.randn(4, 8), torch.randn(4, 8)
+        >>> dense = torch.nn.functional.cross_entropy(query @ key.T / 0.5, torch.arange(4))
+        >>> torch.allclose(info_nce(query, key, temperature=0.5), dense, atol=1e-5)
+        True
+    """
+    _check_pairs(temperature, sample_weight, reduction, query=query, key=key)
+    check_negatives(negatives, query, in_batch=in_batch)
+    if symmetric and negatives is not None:
+        raise ValueError("negatives: expected None with symmetric=True, got a tensor: they are keys, not queries")
+    if labels is not None and not in_batch:
+        raise ValueError("labels: expected None with in_batch=False, which takes no other row's key, got a tensor")
+    check_finite_number("hard_negative_weight", hard_negative_weight, at_least=0.0)
+    if labels is not None:
+        _check_labels(labels, len(query))
+    query, key = _wide(query), _wide(key)
+    loss = partial(
+        _one_direction,
+        negatives=negatives,
+        temperature=temperature,
+        labels=labels,
+        hardness=hard_negative_weight,
+        in_batch=in_batch,
+        sample_weight=sample_weight,
+        reduction=reduction,
+    )
+    return (loss(query, key) + loss(key, query)) / 2 if symmetric else loss(query, key)
+
+
+def clip_loss(
+    image: Tensor, text: Tensor, *, temperature: float | Tensor = 0.07, reduction: str = "mean"
+) -> Tensor:
+    r"""Return the mean of `info_nce` from images to texts and from texts to images.
+
+    $$\ell_i = -\tfrac 1 2 \log \frac{e^{s_{ii}}}{\sum_j e^{s_{ij}}}
+      - \tfrac 1 2 \log \frac{e^{s_{ii}}}{\sum_j e^{s_{ji}}},
+      \qquad s_{ij} = x_i \cdot y_j / T$$
+
+    Args:
+        image: (N, d), normalised for the cosine.
+        text: (N, d), paired with `image` row by row.
+        temperature: T, greater than 0; a tensor () gets a gradient, as CLIP learns it.
+        reduction: `"mean"`, `"sum"` or `"none"`.
+
+    Returns:
+        A scalar, or (N,) with `reduction="none"`, in nats.
+
+    Raises:
+        TypeError: a tensor of the wrong dtype.
+        ValueError: shapes that do not fit, NaN or infinite input, an option out of range.
+
+    References:
+        Radford et al., Learning Transferable Visual Models From Natural Language Supervision, 2021.
+
+    Example:
+        >>> clip_loss(torch.zeros(4, 8), torch.zeros(4, 8)).exp()
+        tensor(4.)
+    """
+    _check_pairs(temperature, None, reduction, image=image, text=text)
+    return info_nce(image, text, temperature=temperature, symmetric=True, reduction=reduction)
+
+
+def siglip_loss(
+    image: Tensor,
+    text: Tensor,
+    *,
+    temperature: float | Tensor = 0.1,
+    bias: float | Tensor = -10.0,
+    reduction: str = "mean",
+) -> Tensor:
+    r"""Return the loss of telling, for every pair of an image and a text, whether they belong together.
+
+    $$\ell_i = -\sum_j \log \sigma\left(z_{ij} (x_i \cdot y_j / T + b)\right), \qquad
+      z_{ij} = 1 \text{ if } i = j \text{ and } -1 \text{ if not}$$
+
+    The mean over rows is the sum over all pairs divided by N, as published.
+
+    Args:
+        image: (N, d), normalised for the cosine.
+        text: (N, d), paired with `image` row by row.
+        temperature: T, greater than 0; a tensor () gets a gradient.
+        bias: b; a tensor () gets a gradient. It starts negative, since nearly all pairs do not belong together.
+        reduction: `"mean"`, `"sum"` or `"none"`.
+
+    Returns:
+        A scalar, or (N,) with `reduction="none"`, in nats.
+
+    Raises:
+        TypeError: a tensor of the wrong dtype.
+        ValueError: shapes that do not fit, NaN or infinite input, an option out of range.
+
+    References:
+        Zhai, Mustafa, Kolesnikov and Beyer, Sigmoid Loss for Language Image Pre-Training, 2023.
+
+    Example:
+        >>> loss = siglip_loss(torch.zeros(4, 8), torch.zeros(4, 8), bias=0.0)
+        >>> torch.allclose(loss, 4 * torch.tensor(2.0).log())
+        True
+    """
+    _check_pairs(temperature, None, reduction, image=image, text=text)
+    check_scalar("bias", bias)
+    image = _wide(image) / temperature
+    every_bias = torch.as_tensor(bias, dtype=image.dtype, device=image.device).expand(len(text))
+    own = torch.arange(len(text), device=text.device)
+    loss = linear_loss(_sigmoid_pairs, image, text, linear_bias=every_bias, rows=(own,))
+    return reduce_rows(loss, reduction=reduction)
+
+
+def _sigmoid_pairs(logits: Tensor, own: Tensor) -> Tensor:
+    own = own.unsqueeze(-1)
+    return functional.softplus(logits.scatter(-1, own, -logits.gather(-1, own))).sum(-1)
+
+
+def _one_direction(
+    query: Tensor,
+    key: Tensor,
+    *,
+    negatives: Tensor | None,
+    temperature: float | Tensor,
+    labels: Tensor | None,
+    hardness: float,
+    in_batch: bool,
+    sample_weight: Tensor | None,
+    reduction: str,
+) -> Tensor:
+    """The loss of each query's own key among the others."""
+    query = query / temperature
+    row = torch.arange(len(query), device=query.device)
+    reduced = partial(reduce_rows, weight=sample_weight, reduction=reduction)
+    # The mean logit of the positives is the logit of their mean: nothing here is N x N.
+    positive = key if labels is None else _label_means(key, labels)
+
+    own = own_logits(query, negatives)
+    shared = key[:0] if negatives is None or negatives.ndim == 3 else negatives
+    if in_batch and hardness == 0.0 and own.shape[1] == 0:
+        classes = torch.cat([key, shared]) if len(shared) else key
+        loss = linear_cross_entropy(
+            query, classes, row, ignore_index=None, sample_weight=sample_weight, reduction=reduction
+        )
+        return loss if labels is None else loss + reduced((query * (key - positive)).sum(-1))
+
+    positive_logit = (query * positive).sum(-1)
+    if not in_batch:
+        log_partition = torch.logaddexp(positive_logit, negative_log_mass(query, shared, own, hardness))
+    elif hardness == 0.0:
+        log_partition = torch.logaddexp(linear_log_partition(query, key).log_partition, own.logsumexp(-1))
+    else:
+        group = row if labels is None else _group(labels)
+        log_partition = hard_log_partition(query, key, group, shared, own, hardness)
+    return reduced(log_partition - positive_logit)
+
+
+def _group(labels: Tensor) -> Tensor:
+    """The place (N,) of each row's label among the different labels."""
+    group: Tensor = labels.unique(return_inverse=True)[1]
+    return group
+
+
+def _label_means(key: Tensor, labels: Tensor) -> Tensor:
+    """The mean key (N, d) of the rows of each row's label."""
+    group = _group(labels)
+    size = group.bincount()
+    total = key.new_zeros(len(size), key.shape[1]).index_add(0, group, key)
+    return (total / size.unsqueeze(-1))[group]
+
+
+def _wide(rows: Tensor) -> Tensor:
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
+
+
+def _check_pairs(
+    temperature: float | Tensor, sample_weight: Tensor | None, reduction: str, **sides: Tensor
+) -> None:
+    """Raise unless the two sides, under the names the caller knows, are finite rows of one shape (N, d)."""
+    (first, queries), (second, keys) = sides.items()
+    if not isinstance(queries, Tensor) or not queries.is_floating_point():
+        kind = queries.dtype if isinstance(queries, Tensor) else type(queries).__name__
+        raise TypeError(f"{first}: expected a floating-point tensor (N, d), got {kind}")
+    if queries.ndim != 2 or len(queries) == 0:
+        raise ValueError(f"{first}: expected shape (N, d) with at least one row, got {tuple(queries.shape)}")
+    check_hidden(second, keys, queries.shape[1])
+    if keys.shape != queries.shape:
+        raise ValueError(
+            f"{second}: expected the shape of {first}, {tuple(queries.shape)}, got {tuple(keys.shape)}"
+        )
+    check_scalar("temperature", temperature, above=0.0)
+    check_choice("reduction", reduction, REDUCTIONS)
+    if sample_weight is not None:
+        check_sample_weight(sample_weight, queries.shape[:1])
+    check_finite(first, queries)
+    check_finite(second, keys)
+
+
+def _check_labels(labels: Tensor, num_rows: int) -> None:
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+        kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise TypeError(f"labels: expected an int64 tensor ({num_rows},), got {kind}")
+    if labels.shape != (num_rows,):
+        raise ValueError(f"labels: expected shape ({num_rows},), one per row, got {tuple(labels.shape)}")

@@ -1,0 +1,162 @@
+"""InfoNCE: each row's own key among the keys of the batch, as a module."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vastmax.contrastive.key_queue import KeyQueue
+from vastmax.functional.contrastive import info_nce
+from vastmax.reduction import REDUCTIONS
+from vastmax.validation import check_choice, check_finite_number
+
+
+class InfoNCE(nn.Module):
+    r"""The contrastive loss of paired rows, of their cosines by default; see `functional.info_nce`.
+
+    $$\ell_i = -\log \frac{e^{s_{ii}}}{\sum_j e^{s_{ij}}}, \qquad s_{ij} = \cos(q_i, k_j) / T$$
+
+    A learned temperature is stored as its logarithm, `log_temperature`, and kept from falling below
+    `1 / max_scale`, as CLIP does: the parameter itself is moved back, so that its gradient lives on. Leave it out
+    of weight decay.
+
+    Args:
+        temperature: T, greater than 0; where it starts, if it is learned.
+        learn_temperature: make it a parameter.
+        max_scale: bound on 1 / T of a learned temperature.
+        normalize: scale every row to length 1 first; if not, rows are scored by dot product as they are.
+        hard_negative_weight: how much more the negatives with high scores count, at least 0.
+        symmetric: take the mean with the loss of each key among the queries, as CLIP does.
+        in_batch: whether the other rows' keys are negatives.
+        queue: past keys that are negatives of every row. In training mode the batch's keys, as they are scored, are
+            pushed after each loss.
+        reduction: `"mean"`, `"sum"` or `"none"`.
+
+    Raises:
+        TypeError: an option of the wrong type.
+        ValueError: an option out of range, `queue` with `symmetric=True`.
+
+    Example:
+        >>> loss = InfoNCE(0.1)(torch.randn(4, 8), torch.randn(4, 8))
+        >>> loss.shape
+        torch.Size([])
+    """
+
+    log_temperature: nn.Parameter | None
+
+    def __init__(
+        self,
+        temperature: float = 0.07,
+        *,
+        learn_temperature: bool = False,
+        max_scale: float = 100.0,
+        normalize: bool = True,
+        hard_negative_weight: float = 0.0,
+        symmetric: bool = False,
+        in_batch: bool = True,
+        queue: KeyQueue | None = None,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__()
+        self.start_temperature = check_finite_number("temperature", temperature, above=0.0)
+        self.max_scale = check_finite_number("max_scale", max_scale, above=0.0)
+        self.hard_negative_weight = check_finite_number("hard_negative_weight", hard_negative_weight, at_least=0.0)
+        self.reduction = check_choice("reduction", reduction, REDUCTIONS)
+        if queue is not None and not isinstance(queue, KeyQueue):
+            raise TypeError(f"queue: expected a vastmax.contrastive.KeyQueue, got {type(queue).__name__}")
+        if queue is not None and symmetric:
+            raise ValueError("queue: expected None with symmetric=True, which scores keys among queries, got one")
+        if learn_temperature and temperature < 1 / max_scale:
+            raise ValueError(f"temperature: expected at least 1 / max_scale = {1 / max_scale:g}, got {temperature}")
+        self.normalize = normalize
+        self.symmetric = symmetric
+        self.in_batch = in_batch
+        self.queue = queue
+        start = nn.Parameter(torch.tensor(math.log(temperature))) if learn_temperature else None
+        self.register_parameter("log_temperature", start)
+
+    @property
+    def temperature(self) -> float | Tensor:
+        """T: a number, or a tensor () with a gradient if it is learned."""
+        if self.log_temperature is None:
+            return self.start_temperature
+        return self.log_temperature.clamp(min=-math.log(self.max_scale)).exp()
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        negatives: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss of query (N, d) and key (N, d), paired row by row: a scalar or (N,), in nats.
+
+        Args:
+            query: (N, d).
+            key: (N, d).
+            negatives: (K, d) for all rows, or (N, K, d), each row's own; not with a queue.
+            labels: (N,) int64; rows of one label are positives of one another.
+            sample_weight: (N,) weight per row; the mean divides by their sum.
+
+        Raises:
+            TypeError: a tensor of the wrong dtype.
+            ValueError: shapes that do not fit, NaN or infinite input, what the options rule out.
+        """
+        if self.queue is not None and negatives is not None:
+            raise ValueError("negatives: expected None with a queue, which has them, got a tensor")
+        if self.training and self.log_temperature is not None:
+            with torch.no_grad():
+                self.log_temperature.clamp_(min=-math.log(self.max_scale))
+        query, key = self._scored(query), self._scored(key)
+        if self.queue is not None:
+            negatives = self.queue.keys()
+        elif negatives is not None:
+            negatives = self._scored(negatives)
+        loss = info_nce(
+            query,
+            key,
+            negatives,
+            temperature=self.temperature,
+            labels=labels,
+            hard_negative_weight=self.hard_negative_weight,
+            symmetric=self.symmetric,
+            in_batch=self.in_batch,
+            sample_weight=sample_weight,
+            reduction=self.reduction,
+        )
+        if self.queue is not None and self.training:
+            self.queue.push(key)
+        return loss
+
+    def mutual_information(self, query: Tensor, key: Tensor) -> Tensor:
+        r"""Return a lower bound in expectation on the mutual information of query and key, a scalar in nats.
+
+        $$I(q; k) \ge \log N - \mathbb E\, \ell$$
+
+        It is at most log N, so a small batch cannot show much information. Other rows' keys must be independent
+        draws: no labels, further negatives or weights have a part in it.
+
+        Args:
+            query: (N, d).
+            key: (N, d), paired with `query` row by row.
+        """
+        query, key = self._scored(query), self._scored(key)
+        loss = info_nce(query, key, temperature=self.temperature, symmetric=self.symmetric)
+        return math.log(len(query)) - loss
+
+    def _scored(self, rows: Tensor) -> Tensor:
+        """Rows as they are scored: of length 1, in at least float32, if they are to be."""
+        if not self.normalize or not isinstance(rows, Tensor) or not rows.is_floating_point() or rows.ndim == 0:
+            return rows
+        return functional.normalize(rows.to(torch.promote_types(rows.dtype, torch.float32)), dim=-1)
+
+    def extra_repr(self) -> str:
+        """Describe how rows are scored."""
+        learned = ", learned" if self.log_temperature is not None else ""
+        temperature = float(torch.as_tensor(self.temperature).detach())
+        return f"temperature={temperature:g}{learned}, normalize={self.normalize}"
