@@ -13,7 +13,19 @@ import pytest
 
 import vastmax
 
-CORE = ["contrastive", "functional", "heads", "metrics", "optim", "reduction", "samplers", "scoring", "trees"]
+CORE = [
+    "calibration",
+    "contrastive",
+    "density",
+    "functional",
+    "heads",
+    "metrics",
+    "optim",
+    "reduction",
+    "samplers",
+    "scoring",
+    "trees",
+]
 
 
 def core_modules():

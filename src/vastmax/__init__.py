@@ -15,7 +15,18 @@ Example:
 
 from importlib.metadata import version
 
-from vastmax import contrastive, functional, heads, metrics, optim, samplers, scoring, trees
+from vastmax import calibration, contrastive, density, functional, heads, metrics, optim, samplers, scoring, trees
 
 __version__ = version("vastmax")
-__all__ = ["contrastive", "functional", "heads", "metrics", "optim", "samplers", "scoring", "trees"]
+__all__ = [
+    "calibration",
+    "contrastive",
+    "density",
+    "functional",
+    "heads",
+    "metrics",
+    "optim",
+    "samplers",
+    "scoring",
+    "trees",
+]

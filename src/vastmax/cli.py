@@ -9,7 +9,9 @@ import sys
 def main() -> None:
     """Run the command."""
     missing = [
-        name for name in ("typer", "lightning", "tokenizers", "matplotlib") if not importlib.util.find_spec(name)
+        name
+        for name in ("typer", "lightning", "tokenizers", "matplotlib", "sklearn", "torchmetrics")
+        if not importlib.util.find_spec(name)
     ]
     if missing:
         print(f"vastmax: the command needs {', '.join(missing)}: pip install 'vastmax[train]'", file=sys.stderr)

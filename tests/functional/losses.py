@@ -21,6 +21,8 @@ class Loss:
     call: Callable[..., torch.Tensor]
     sampled: bool = True
     """Its candidates can be left out by `mask`."""
+    dense: bool = True
+    """Every logit has a part in it."""
 
     def __call__(self, logits: torch.Tensor, **options) -> torch.Tensor:
         return self.call(logits, **options)
@@ -64,13 +66,17 @@ def divergence(logits, **options):
     return F.kl_divergence(logits, LOG_COUNT.softmax(-1).expand(logits.shape), **options)
 
 
-def of_classes(loss, **fixed):
+def of_classes(loss, *, dense=True, **fixed):
     """A loss of all classes, of which the first is true."""
 
     def call(logits, **options):
         return loss(logits, torch.zeros(logits.shape[:-1], dtype=torch.int64), **fixed, **options)
 
-    return Loss(call, sampled=False)
+    return Loss(call, sampled=False, dense=dense)
+
+
+def to_a_distribution(logits, **options):
+    return F.entmax_loss(logits, LOG_COUNT.softmax(-1).expand(logits.shape), 1.5, **options)
 
 
 LOSSES = {
@@ -85,6 +91,12 @@ LOSSES = {
     "cross_entropy": of_classes(F.cross_entropy),
     "focal": of_classes(F.focal_loss, gamma=1.5),
     "logit_adjusted": of_classes(F.logit_adjusted_cross_entropy, log_prior=LOG_COUNT, tau=0.7),
+    "topk_softmax": of_classes(F.topk_softmax_loss, k=3, dense=False),
+    "sparsemax": of_classes(F.sparsemax_loss, dense=False),
+    "entmax15": of_classes(F.entmax15_loss, dense=False),
+    "entmax, alpha 1.2": of_classes(F.entmax_loss, alpha=1.2, dense=False),
+    "entmax, alpha 3": of_classes(F.entmax_loss, alpha=3.0, dense=False),
+    "entmax15, probabilities": Loss(to_a_distribution, sampled=False),
     "cross_entropy, probabilities": Loss(a_distribution, sampled=False),
     "kl_divergence": Loss(divergence, sampled=False),
 }

@@ -139,6 +139,8 @@ def test_no_candidate_left(sampled):
 
 
 def test_every_logit_matters(loss):
+    if not loss.dense:
+        pytest.skip("some classes have no part in it, on purpose")
     s = logits(4)
     found = gradient(loss(s, reduction="none"), s)
     assert (found != 0).all()

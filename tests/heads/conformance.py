@@ -46,6 +46,8 @@ class Case:
     """Its loss, where exact, is the cross-entropy of its own probabilities."""
     weighted: bool = False
     """It has class weights, `class_weight(V)`."""
+    zeros: bool = False
+    """It gives some classes the exact probability 0, whose nll is infinite."""
     labels: bool = False
     """Each class is a label that is true or not, by itself: several of them do not share a row."""
 
@@ -109,6 +111,10 @@ def mixture_of_softmaxes(dim, num_classes, **options):
     return heads.MixtureOfSoftmaxes(dim, num_classes, 3, **options)
 
 
+def topk(dim, num_classes, **options):
+    return heads.TopKSoftmax(dim, num_classes, min(3, num_classes), **options)
+
+
 def weighted(build):
     """The head with a weight per class."""
 
@@ -151,6 +157,18 @@ CASES = {
     "SigSoftmax": exact(heads.SigSoftmax, flat=True),
     "SigSoftmax, smoothed, learned temperature": exact(
         heads.SigSoftmax, {"label_smoothing": 0.1, "temperature": "learned"}, plain=False
+    ),
+    "TopKSoftmax": exact(topk, flat=True, starts=False, zeros=True, sized=False),
+    "TopKSoftmax, class weights, temperature": exact(
+        weighted(topk), {"temperature": 0.5}, flat=True, starts=False, zeros=True, weighted=True, sized=False
+    ),
+    "Entmax": exact(heads.Entmax, flat=True, plain=False, zeros=True),
+    "Entmax, sparsemax, no bias": exact(
+        heads.Entmax, {"alpha": 2.0, "bias": False}, flat=True, plain=False, zeros=True
+    ),
+    "Entmax, learned": exact(heads.Entmax, {"learn_alpha": True, "alpha": 1.3}, plain=False, zeros=True),
+    "Entmax, class weights": exact(
+        weighted(heads.Entmax), {"temperature": "learned"}, plain=False, zeros=True, weighted=True, sized=False
     ),
     "MixtureOfSoftmaxes": exact(mixture_of_softmaxes),
     "MixtureOfSoftmaxes, no bias, narrow": exact(mixture_of_softmaxes, {"bias": False, "class_features": 2}),

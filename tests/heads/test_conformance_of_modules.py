@@ -50,6 +50,8 @@ def test_interchange_with_linear(case):
     }
     linear.load_state_dict(head.state_dict())
     head.load_state_dict(linear.state_dict())
+    if case.zeros:
+        return  # its distribution is no softmax
     hidden, _, _ = batch(dtype=torch.float32)
     offset = head.log_prob_offset()
     logits = linear(hidden) / head.temperature + (0.0 if offset is None else offset.float())

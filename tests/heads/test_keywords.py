@@ -36,6 +36,8 @@ CHANGES = {
     heads.Softmax: EXACT,
     heads.SigSoftmax: EXACT,
     heads.OneVsAll: FLAT,
+    heads.TopKSoftmax: FLAT,
+    heads.Entmax: {**FLAT, "learn_alpha": True},
     heads.MixtureOfSoftmaxes: {**COMMON, "bias": False, "class_features": 2},
     heads.SampledSoftmax: SAMPLED,
     heads.ImportanceSampledSoftmax: SAMPLED,
@@ -66,6 +68,7 @@ CHANGES = {
 }
 STARTS = {
     heads.MixtureOfSoftmaxes: {"num_mixtures": 3},
+    heads.TopKSoftmax: {"k": 3},
     # What each change is measured against; some options need another beside them to mean anything.
     heads.SampledSoftmax: {"sampler": UNIGRAM, "num_samples": 3},
     heads.ImportanceSampledSoftmax: {"sampler": UNIGRAM, "num_samples": 3},
@@ -141,6 +144,7 @@ def test_a_keyword_changes_the_head(head, name):
     [
         (heads.HierarchicalSoftmax, (SECOND[heads.HierarchicalSoftmax][1],)),
         (heads.ClassFactoredSoftmax, (SECOND[heads.ClassFactoredSoftmax][1],)),
+        (heads.Entmax, (V, 2.0)),
         (heads.AdaptiveSoftmax, (V, [3, 4], 2.0)),
         (heads.AdaptiveSoftmax, (V, [2, 4], 1.0)),
     ],

@@ -2,6 +2,7 @@
 
 from vastmax.functional.candidates import effective_sample_size, log_partition_estimate
 from vastmax.functional.contrastive import clip_loss, info_nce, siglip_loss
+from vastmax.functional.entmax import entmax, entmax15, log_entmax, sparsemax, topk_softmax
 from vastmax.functional.imbalance import (
     effective_number_weight,
     focal_loss,
@@ -17,6 +18,7 @@ from vastmax.functional.sampled import (
     sampled_softmax_loss,
 )
 from vastmax.functional.softmax import cross_entropy, entropy, hardmax, kl_divergence, log_softmax, softmax
+from vastmax.functional.sparse import entmax15_loss, entmax_loss, sparsemax_loss, topk_softmax_loss
 from vastmax.reduction import reduce_rows
 from vastmax.scoring import linear_cross_entropy, linear_log_partition, linear_topk
 
@@ -25,6 +27,10 @@ __all__ = [
     "cross_entropy",
     "effective_number_weight",
     "effective_sample_size",
+    "entmax",
+    "entmax15",
+    "entmax15_loss",
+    "entmax_loss",
     "entropy",
     "focal_loss",
     "hardmax",
@@ -35,6 +41,7 @@ __all__ = [
     "linear_cross_entropy",
     "linear_log_partition",
     "linear_topk",
+    "log_entmax",
     "log_partition_estimate",
     "log_prior",
     "log_softmax",
@@ -46,4 +53,8 @@ __all__ = [
     "sampled_softmax_loss",
     "siglip_loss",
     "softmax",
+    "sparsemax",
+    "sparsemax_loss",
+    "topk_softmax",
+    "topk_softmax_loss",
 ]

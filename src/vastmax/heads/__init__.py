@@ -1,10 +1,12 @@
 """Heads: modules that turn hidden rows and targets into a training loss, and know their exact probabilities."""
 
 from vastmax.heads.adaptive import AdaptiveSoftmax
-from vastmax.heads.base import FlatHead, Head
+from vastmax.heads.base import Head
 from vastmax.heads.class_factored import ClassFactoredSoftmax
 from vastmax.heads.clusters import frequency_clusters, sqrt_clusters
 from vastmax.heads.cutoffs import adaptive_cost, adaptive_cutoffs
+from vastmax.heads.entmax import Entmax
+from vastmax.heads.flat import FlatHead
 from vastmax.heads.hierarchical import HierarchicalSoftmax
 from vastmax.heads.info_nce import InfoNCE
 from vastmax.heads.mixture import MixtureOfSoftmaxes
@@ -15,11 +17,13 @@ from vastmax.heads.sampled_head import SampledHead, Scores
 from vastmax.heads.sampled_softmax import ImportanceSampledSoftmax, SampledSoftmax
 from vastmax.heads.sigsoftmax import SigSoftmax
 from vastmax.heads.softmax import Softmax
+from vastmax.heads.topk_softmax import TopKSoftmax
 
 __all__ = [
     "NCE",
     "AdaptiveSoftmax",
     "ClassFactoredSoftmax",
+    "Entmax",
     "FlatHead",
     "Head",
     "HierarchicalSoftmax",
@@ -34,6 +38,7 @@ __all__ = [
     "Scores",
     "SigSoftmax",
     "Softmax",
+    "TopKSoftmax",
     "adaptive_cost",
     "adaptive_cutoffs",
     "frequency_clusters",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vastmax.heads.base import FlatHead
+from vastmax.heads.flat import FlatHead
 from vastmax.heads.targets import shares
 from vastmax.reduction import reduce_rows
 from vastmax.scoring import linear_logits, linear_loss

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vastmax.heads.base import FlatHead
+from vastmax.heads.flat import FlatHead
 from vastmax.samplers import Batch, Candidates, Sampler, Uniform
 from vastmax.scoring import chosen_logits
 from vastmax.scoring.blocks import uncompiled

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vastmax.heads.base import FlatHead
+from vastmax.heads.flat import FlatHead
 from vastmax.heads.targets import mean_weight, shares
 from vastmax.reduction import reduce_rows
 from vastmax.scoring import linear_cross_entropy, linear_soft_cross_entropy

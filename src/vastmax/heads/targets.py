@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,8 +32,8 @@ class TrueClasses:
     counted: Tensor | None = None
 
     def loss_of_rows(self) -> Tensor:
-        """The loss of each row (...)."""
-        return (self.share * self.loss).sum(-1)
+        """The loss of each row (...); a class without a share adds nothing, though its loss were infinite."""
+        return (self.share * self.loss.masked_fill(self.share == 0, 0.0)).sum(-1)
 
     def reduce(self, reduction: str, sample_weight: Tensor | None, class_weight: Tensor | None) -> Tensor:
         """The loss of the rows, each class weighed, reduced."""
@@ -43,7 +43,7 @@ class TrueClasses:
         else:
             weight = class_weight.to(self.loss.dtype)
             share = self.share * (weight if self.classes is None else weight[self.classes])
-            loss, mass = (share * self.loss).sum(-1), mean_weight(share, self.share)
+            loss, mass = replace(self, share=share).loss_of_rows(), mean_weight(share, self.share)
         return reduce_rows(loss, reduction=reduction, weight=sample_weight, mass=mass, ignored=ignored)
 
 

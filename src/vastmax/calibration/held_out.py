@@ -1,0 +1,81 @@
+"""What the scalings share: held-out rows to fit to, logits to scale, and the layers they can be folded into."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vastmax.functional.softmax import check_logits
+from vastmax.heads.flat import FlatHead
+from vastmax.scoring.every_class import check_linear
+from vastmax.validation import check_target
+
+
+class Fit(NamedTuple):
+    """The mean nll of the held-out rows before and after a scaling was fitted to them, in nats."""
+
+    nll_before: float
+    nll_after: float
+
+
+class HeldOut(NamedTuple):
+    """Rows that count: `values` (N, V) logits or (N, d) hidden, in at least float32, and `target` (N,)."""
+
+    values: Tensor
+    target: Tensor
+
+
+def held_out_logits(logits: Tensor, target: Tensor, ignore_index: int) -> HeldOut:
+    """Return the rows of logits (..., V) that count; raise TypeError or ValueError if none does."""
+    check_logits(logits, -1)
+    return _counted(logits, target, logits.shape[-1], ignore_index)
+
+
+def held_out_hidden(
+    hidden: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None, ignore_index: int
+) -> HeldOut:
+    """Return the rows of hidden (..., d) that count; raise TypeError or ValueError if none does."""
+    check_linear(hidden, linear_weight, linear_bias)
+    return _counted(hidden, target, linear_weight.shape[0], ignore_index)
+
+
+def _counted(values: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> HeldOut:
+    check_target(target, values.shape[:-1], num_classes, ignore_index)
+    counted = target != ignore_index
+    if not counted.any():
+        raise ValueError(f"target: expected at least one held-out row, got none in shape {tuple(target.shape)}")
+    rows = values.detach()[counted]
+    return HeldOut(rows.to(torch.promote_types(rows.dtype, torch.float32)), target[counted])
+
+
+def check_fit_starts(nll: float) -> None:
+    """Raise ValueError unless the nll of the held-out rows is finite before anything is fitted."""
+    if not math.isfinite(nll):
+        raise ValueError(f"target: expected classes of finite logit, got a held-out nll of {nll}: is one masked?")
+
+
+def scaled(logits: Tensor, factor: Tensor) -> Tensor:
+    """Return logits times factor, where -inf, a masked class, stays so and has no part in the factor's gradient."""
+    masked = logits.isneginf()
+    return (logits.masked_fill(masked, 0.0) * factor).masked_fill(masked, -torch.inf)
+
+
+def check_foldable(layer: nn.Linear | FlatHead) -> None:
+    """Raise unless the layer's distribution is the softmax of its weight and bias, and of nothing else."""
+    if isinstance(layer, nn.Linear):
+        return
+    if not isinstance(layer, FlatHead):
+        raise TypeError(f"layer: expected a nn.Linear or a flat head, got {type(layer).__name__}")
+    if layer.log_prob_offset() is not None:
+        raise ValueError(
+            "layer: expected a head whose distribution is the softmax of weight and bias alone, got "
+            f"{type(layer).__name__}, which adds an offset per class"
+        )
+    if layer.link is not None or type(layer).log_prob is not FlatHead.log_prob:
+        raise ValueError(
+            "layer: expected a head whose distribution is the softmax of weight and bias alone, got "
+            f"{type(layer).__name__}, whose log_prob is its own"
+        )

@@ -1,0 +1,70 @@
+"""The command line: its groups of commands, what they print to, and options made of a configuration."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    help="Output layers for a vast number of classes.", no_args_is_help=True, pretty_exceptions_enable=False
+)
+train_app = typer.Typer(help="Train one model under one head.", no_args_is_help=True)
+compare_app = typer.Typer(help="Train one body under several heads and compare them.", no_args_is_help=True)
+study_app = typer.Typer(help="Measure what the choice of an output layer rests on.", no_args_is_help=True)
+app.add_typer(train_app, name="train")
+app.add_typer(compare_app, name="compare")
+app.add_typer(study_app, name="study")
+console = Console(highlight=False, markup=False)
+errors = Console(stderr=True, highlight=False, markup=False)
+
+Out = Annotated[Path | None, typer.Option(help="Folder for the results; runs/ and the time if omitted.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoints in --out.")]
+
+
+def with_options_of(config: type[Any], **length: float) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command one option per field of a configuration, passed to it as one object named `config`.
+
+    `length`, `epochs` or `budget`, is that of a run for which the user names neither.
+    """
+    hints = get_type_hints(config)
+    options = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=Annotated[hints[field.name], typer.Option(**field.metadata)],
+        )
+        for field in fields(config)
+    ]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "config"]
+
+        def wrapped(**given: Any) -> None:
+            chosen = {field.name: given.pop(field.name) for field in fields(config)}
+            if length and chosen["epochs"] is None and chosen["budget"] is None:
+                chosen |= length
+            command(config=config(**chosen), **given)
+
+        wrapped.__doc__ = command.__doc__
+        wrapped.__name__ = command.__name__
+        wrapped.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + options
+        )
+        return wrapped
+
+    return decorate
+
+
+def new_folder(kind: str, resume: bool) -> Path:
+    """Name a folder by the time."""
+    if resume:
+        raise ValueError("resume: expected --out to name the folder to go on with, got none")
+    return Path("runs") / f"{kind}-{datetime.now():%Y%m%d-%H%M%S}"

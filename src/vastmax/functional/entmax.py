@@ -1,0 +1,276 @@
+r"""From the hard to the soft: mappings of logits to probabilities of which most are exactly 0.
+
+Written with the logarithm and exponential that Tsallis deformed, and $a = \alpha - 1$:
+
+$$\log_\alpha p = \frac{p^a - 1}{a}, \qquad \exp_\alpha z = [1 + a z]_+^{1/a},$$
+
+which are log and exp at $\alpha = 1$.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vastmax.functional.entmax_solver import solve
+from vastmax.functional.softmax import check_logits, log_softmax, softmax
+from vastmax.scoring.blocks import uncompiled
+from vastmax.validation import check_finite_number, check_positive_int
+
+
+def topk_softmax(logits: Tensor, k: int, dim: int = -1) -> Tensor:
+    r"""Return the softmax of the k largest logits of each row, and 0 for the rest.
+
+    $$p_c = \frac{e^{s_c} [c \in T]}{\sum_{j \in T} e^{s_j}}, \qquad T = \text{the } k \text{ largest of } s$$
+
+    `k = 1` is `hardmax`, and k = V `softmax`. Of equal logits at the edge some are taken, as `torch.topk` does.
+
+    Args:
+        logits: (..., V), floating; -inf masks a class.
+        k: classes that share the probability, at most V.
+        dim: the class axis.
+
+    Returns:
+        Probabilities in the shape and dtype of `logits`; computed in at least float32.
+
+    Raises:
+        TypeError: logits that are not floating, or k not an integer.
+        ValueError: k out of range, a row that holds NaN or +inf, or in which every class is masked.
+
+    Example:
+        >>> topk_softmax(torch.tensor([1.0, 3.0, 3.0, 2.0]), 2)
+        tensor([0.0000, 0.5000, 0.5000, 0.0000])
+    """
+    check_logits(logits, dim)
+    check_k(k, logits.shape[dim])
+    values, indices = _wide(logits).topk(k, dim)
+    found = functional.softmax(values, dim)
+    return torch.zeros_like(logits, dtype=found.dtype).scatter(dim, indices, found).to(logits.dtype)
+
+
+def sparsemax(logits: Tensor, dim: int = -1) -> Tensor:
+    r"""Return the sparsemax: the probabilities nearest to the logits. It is `entmax` with $\alpha = 2$.
+
+    $$\text{sparsemax}(s) = \arg\min_{p \in \Delta} \|p - s\|^2 = [s - \tau]_+$$
+
+    Args:
+        logits: (..., V), floating; -inf masks a class.
+        dim: the class axis.
+
+    Returns:
+        Probabilities in the shape and dtype of `logits`; computed in at least float32.
+
+    Raises:
+        TypeError: logits that are not floating.
+        ValueError: a row that holds NaN or +inf, or in which every class is masked.
+
+    References:
+        Martins and Astudillo, From Softmax to Sparsemax, 2016.
+
+    Example:
+        >>> sparsemax(torch.tensor([1.0, 0.8, 0.1]))
+        tensor([0.6000, 0.4000, 0.0000])
+    """
+    return entmax(logits, 2.0, dim)
+
+
+def entmax15(logits: Tensor, dim: int = -1) -> Tensor:
+    r"""Return the 1.5-entmax, half way from softmax to sparsemax: `entmax` with $\alpha = 1.5$.
+
+    $$\text{entmax}_{1.5}(s)_c = [s_c / 2 - \tau]_+^2$$
+
+    Args:
+        logits: (..., V), floating; -inf masks a class.
+        dim: the class axis.
+
+    Returns:
+        Probabilities in the shape and dtype of `logits`; computed in at least float32.
+
+    Raises:
+        TypeError: logits that are not floating.
+        ValueError: a row that holds NaN or +inf, or in which every class is masked.
+
+    References:
+        Peters, Niculae and Martins, Sparse Sequence-to-Sequence Models, 2019.
+
+    Example:
+        >>> entmax15(torch.tensor([2.0, 2.0, 0.0]))
+        tensor([0.5000, 0.5000, 0.0000])
+    """
+    return entmax(logits, 1.5, dim)
+
+
+def entmax(logits: Tensor, alpha: float | Tensor, dim: int = -1) -> Tensor:
+    r"""Return the $\alpha$-entmax: what maximises the expected logit and the Tsallis entropy together.
+
+    $$\text{entmax}_\alpha(s) = \arg\max_{p \in \Delta} \langle p, s \rangle + H_\alpha(p)
+      = \exp_\alpha(s - A) = [(\alpha - 1) s - \tau]_+^{1 / (\alpha - 1)}$$
+
+    $\alpha = 1$ is softmax, and $\alpha = 2$ sparsemax; the larger, the more classes get exactly 0. The result is
+    exact to rounding. Both arguments get a gradient, at $\alpha = 1$ too: there it is the limit from above.
+
+    Args:
+        logits: (..., V), floating; -inf masks a class.
+        alpha: 1 or greater: a number, or a tensor that broadcasts to `logits` with size 1 on the class axis.
+        dim: the class axis.
+
+    Returns:
+        Probabilities in the shape and dtype of `logits`; computed in at least float32.
+
+    Raises:
+        TypeError: logits or alpha that are not floating.
+        ValueError: alpha below 1 or of a shape that does not fit, a row that holds NaN or +inf, or in which every
+            class is masked.
+
+    References:
+        Peters, Niculae and Martins, Sparse Sequence-to-Sequence Models, 2019.
+        Correia, Niculae and Martins, Adaptively Sparse Transformers, 2019.
+
+    Example:
+        >>> entmax(torch.tensor([[1.0, 0.8, 0.1]]).expand(3, 3), torch.tensor([[1.0], [1.5], [2.0]]))
+        tensor([[0.4494, 0.3679, 0.1827],
+                [0.5292, 0.3937, 0.0770],
+                [0.6000, 0.4000, 0.0000]])
+    """
+    if not isinstance(alpha, Tensor) and alpha == 1:
+        return softmax(logits, dim)
+    return _entmax(logits, alpha, dim, log=False)
+
+
+def log_entmax(logits: Tensor, alpha: float | Tensor, dim: int = -1) -> Tensor:
+    r"""Return the logarithm of `entmax`: -inf for a class of probability 0.
+
+    Args:
+        logits: (..., V), floating; -inf masks a class.
+        alpha: 1 or greater: a number, or a tensor that broadcasts to `logits` with size 1 on the class axis.
+        dim: the class axis.
+
+    Returns:
+        Log-probabilities in nats, in the shape and dtype of `logits`; computed in at least float32. No gradient
+        flows from those that are -inf.
+
+    Raises:
+        TypeError: logits or alpha that are not floating.
+        ValueError: alpha below 1 or of a shape that does not fit, a row that holds NaN or +inf, or in which every
+            class is masked.
+
+    Example:
+        >>> log_entmax(torch.tensor([1.0, 0.8, 0.1]), 2.0)
+        tensor([-0.5108, -0.9163,    -inf])
+    """
+    if not isinstance(alpha, Tensor) and alpha == 1:
+        return log_softmax(logits, dim)
+    return _entmax(logits, alpha, dim, log=True)
+
+
+@uncompiled
+def _entmax(logits: Tensor, alpha: float | Tensor, dim: int, *, log: bool) -> Tensor:
+    check_logits(logits, dim)
+    order = entmax_order(alpha, logits, dim)
+    wide = _wide(logits).movedim(dim, -1)
+    found: Tensor = _Entmax.apply(wide.reshape(-1, wide.shape[-1]), order, log)  # type: ignore[no-untyped-call]
+    return found.view(wide.shape).movedim(-1, dim).to(logits.dtype)
+
+
+class _Entmax(torch.autograd.Function):
+    r"""Entmax of rows (N, V) or its logarithm, for order a (N, 1) or (1, 1).
+
+    With $g_c = p_c^{1-a}$, the slope of $\exp_\alpha$ at p, the gradient of the logits is
+    $J u = g \odot (u - \langle g, u \rangle / \sum_c g_c)$. A change of $\alpha$ at fixed logits is a change of the
+    logits by $-\partial \log_\alpha p / \partial \alpha$ at fixed $\alpha$.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, order: Tensor, log: bool) -> Tensor:
+        found = solve(logits, order, log=log)
+        ctx.save_for_backward(found, order)
+        ctx.log = log
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        found, order = ctx.saved_tensors
+        outside = found == (-torch.inf if ctx.log else 0.0)
+        log_p = found.masked_fill(outside, 0.0) if ctx.log else found.masked_fill(outside, 1.0).log()
+        a = order.to(found.dtype)
+        # Past the square root of the largest number, a slope stands for infinity.
+        most = math.log(torch.finfo(found.dtype).max) / 2
+        slope_of_log = (-a * log_p).clamp(max=most).exp().masked_fill(outside, 0.0)
+        slope = slope_of_log * (log_p.exp() if ctx.log else found)
+        weighted = (slope_of_log if ctx.log else slope) * upstream.masked_fill(outside, 0.0)
+        if (order > 1).any():
+            # The smallest probability has by far the largest slope: the rest is counted from its upstream gradient.
+            least = log_p.detach().masked_fill(outside, torch.inf).argmin(-1, keepdim=True)
+            origin = weighted.gather(-1, least) / slope.gather(-1, least)
+            weighted = (weighted - slope * origin).scatter(-1, least, 0.0)
+        grad_logits = weighted - slope * (weighted.sum(-1, keepdim=True) / slope.sum(-1, keepdim=True))
+        grad_order = None
+        if ctx.needs_input_grad[1]:
+            rows = -(grad_logits * log_p.square() * exponential_moment(a * log_p, 1)).sum(-1, keepdim=True)
+            grad_order = rows.sum_to_size(order.shape).to(order.dtype)
+        return grad_logits, grad_order, None
+
+
+def log_alpha(log_p: Tensor, order: Tensor) -> Tensor:
+    r"""Return $\log_\alpha p = (p^a - 1) / a$ from log p, without cancellation and at a = 0 too."""
+    return log_p * exponential_moment(order * log_p, 0)
+
+
+@uncompiled
+def exponential_moment(value: Tensor, power: int) -> Tensor:
+    r"""Return $M_k(z) = \int_0^1 t^k e^{tz} dt$ of z up to 0: $M_0 = (e^z - 1) / z$, and $M_k' = M_{k+1}$."""
+    found: Tensor = _ExponentialMoment.apply(value, power)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _ExponentialMoment(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, power: int) -> Tensor:
+        ctx.save_for_backward(value)
+        ctx.power = power
+        # Below this the moment is that of z = 0, and its square must not underflow.
+        distance = (-value).clamp(min=torch.finfo(value.dtype).eps ** 2)
+        shape = torch.full_like(distance, power + 1)
+        moment: Tensor = torch.special.gammainc(shape, distance) * math.factorial(power) / distance ** (power + 1)
+        return moment
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        (value,) = ctx.saved_tensors
+        return upstream * exponential_moment(value, ctx.power + 1), None
+
+
+def entmax_order(alpha: float | Tensor, logits: Tensor, dim: int) -> Tensor:
+    """Return a = alpha - 1 in float64, (N, 1) for the N rows of logits or (1, 1) for all of them."""
+    if not isinstance(alpha, Tensor):
+        order = check_finite_number("alpha", alpha, at_least=1.0) - 1
+        return torch.tensor([[order]], dtype=torch.float64, device=logits.device)
+    if not alpha.is_floating_point():
+        raise TypeError(f"alpha: expected a floating-point tensor, got dtype {alpha.dtype}")
+    accepted = alpha.detach().isfinite() & (alpha.detach() >= 1)
+    if not accepted.all():
+        raise ValueError(f"alpha: expected finite values of at least 1, got {alpha[~accepted][0].item()}")
+    if alpha.numel() == 1 and alpha.ndim <= logits.ndim:
+        return alpha.double().reshape(1, 1) - 1
+    rows = list(logits.shape)
+    rows[dim] = 1
+    try:
+        return alpha.double().expand(rows).movedim(dim, -1).reshape(-1, 1) - 1
+    except RuntimeError as error:
+        raise ValueError(
+            f"alpha: expected a shape that broadcasts to {tuple(rows)}, got {tuple(alpha.shape)}"
+        ) from error
+
+
+def check_k(k: int, num_classes: int) -> None:
+    """Raise unless k is an integer from 1 to the number of classes."""
+    if check_positive_int("k", k) > num_classes:
+        raise ValueError(f"k: expected at most the number of classes, {num_classes}, got {k}")
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -1,0 +1,143 @@
+r"""The probabilities of entmax, to rounding: the equation of its threshold, solved without sorting every class.
+
+With $a = \alpha - 1$ and the largest logit of a row at 0,
+
+$$p_c = \exp_\alpha(s_c - A) = [1 + a (s_c - A)]_+^{1/a}, \qquad \sum_c p_c = 1,$$
+
+and A is at least 0, so only classes within $1/a$ of the largest can have a probability above 0. They are few, and
+all else happens among them, in float64.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+CPU_BLOCK = 1 << 17
+"""Logits solved at a time on a CPU, whose cache then holds what the iterations read again and again."""
+
+DEVICE_BLOCK = 1 << 24
+"""Logits solved at a time elsewhere."""
+
+EPS = torch.finfo(torch.float64).eps
+
+
+@torch.no_grad()
+def solve(logits: Tensor, order: Tensor, *, log: bool) -> Tensor:
+    """Return entmax of each row of logits (N, V), or its logarithm, for order a, float64 (N, 1) or (1, 1)."""
+    found = torch.empty_like(logits)
+    block = CPU_BLOCK if logits.device.type == "cpu" else DEVICE_BLOCK
+    step = max(1, block // logits.shape[1])
+    for start in range(0, logits.shape[0], step):
+        rows = slice(start, start + step)
+        found[rows] = _solve_block(logits[rows], order if len(order) == 1 else order[rows], log)
+    return found
+
+
+def _solve_block(logits: Tensor, order: Tensor, log: bool) -> Tensor:
+    largest = logits.amax(-1, keepdim=True)
+    # Rounded to the logits' dtype the bound may rise, but not past the next of their values: hence >=.
+    bound = (largest.double() - 1 / order).to(logits.dtype)
+    num_candidates = int((logits >= bound).sum(-1).max())
+    if 2 * num_candidates > logits.shape[1]:
+        return _solve_candidates(logits.double() - largest, order, log).to(logits.dtype)
+    candidates, place = logits.topk(num_candidates, sorted=False)
+    found = _solve_candidates(candidates.double() - largest, order, log).to(logits.dtype)
+    return torch.full_like(logits, -torch.inf if log else 0.0).scatter_(-1, place, found)
+
+
+def _solve_candidates(logits: Tensor, order: Tensor, log: bool) -> Tensor:
+    steep = order.squeeze(-1) > 1
+    if not steep.any():
+        return _gentle(logits, order, log)
+    if steep.all():
+        found = _steep(logits, order)
+        return found.log() if log else found
+    found = torch.empty_like(logits)
+    found[~steep] = _gentle(logits[~steep], order[~steep], log)
+    found[steep] = _solve_candidates(logits[steep], order[steep], log)
+    return found
+
+
+def _gentle(logits: Tensor, order: Tensor, log: bool) -> Tensor:
+    r"""Solve for A where $0 \le a \le 1$.
+
+    $(\sum_c p_c)^a$ is a 1/a-norm of a vector that falls linearly in A, so convex, and its logarithm is as convex
+    at a = 0: Newton's steps from A = 0, where the sum is at least 1, rise to the solution and never pass it.
+    They are exact at once where the support's logits are equal, and at a = 0.
+    """
+    partition = torch.zeros_like(logits[:, :1])
+    while True:
+        probability, slope = _exp_alpha(logits - partition, order)
+        total = probability.sum(-1, keepdim=True)
+        step = -total * _scaled_expm1(-total.log(), order) / slope.sum(-1, keepdim=True)
+        if not (step > 4 * EPS * (1 + partition)).any():
+            break
+        partition += step.clamp_(min=0)
+    # Dividing by the sum takes away what the rounding of A leaves.
+    return _log_exp_alpha(logits - partition, order) - total.log() if log else probability / total
+
+
+def _exp_alpha(value: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the alpha-exponential p of values up to 0, and its slope p^(1-a)."""
+    if len(order) == 1 and order.item() == 1:
+        probability = (value + 1).clamp_(min=0)
+        return probability, (probability > 0).to(value.dtype)
+    if len(order) == 1 and order.item() == 0.5:
+        root = (value / 2 + 1).clamp_(min=0)
+        return root.square(), root
+    log_probability = _log_exp_alpha(value, order)
+    probability = log_probability.exp()
+    slope = ((1 - order) * log_probability).exp_().masked_fill_(probability == 0, 0.0)
+    return probability, slope
+
+
+def _log_exp_alpha(value: Tensor, order: Tensor) -> Tensor:
+    return torch.where(order == 0, value, (order * value).clamp_(min=-1).log1p_() / order)
+
+
+def _scaled_expm1(value: Tensor, order: Tensor) -> Tensor:
+    return torch.where(order == 0, value, (order * value).expm1_() / order)
+
+
+def _steep(logits: Tensor, order: Tensor) -> Tensor:
+    r"""Solve for the smallest probability v above 0 where $a > 1$.
+
+    There a probability near 0 changes without bound as A does, and no rounded A gives it. But with m its class,
+
+    $$p_c = (v^a + a (s_c - s_m))^{1/a},$$
+
+    the a-norm of two numbers: well-conditioned, rising and convex in v. Newton's steps from v = 1/n, where the sum
+    over the n classes of the support is at least 1, fall to the solution and never pass it. The support is the
+    longest run of the largest logits whose sum at v = 0 is below 1.
+    """
+    logits, place = logits.sort(-1, descending=True)
+    size = _support_size(logits, order)
+    excess = _excess(logits, size, order)
+    inside = torch.arange(1, logits.shape[1] + 1, device=logits.device) <= size
+    smallest = 1 / size.double()
+    while True:
+        larger, smaller = torch.maximum(smallest, excess), torch.minimum(smallest, excess)
+        probability = (larger * (1 + (smaller / larger) ** order) ** (1 / order)).masked_fill_(~inside, 0.0)
+        slope = (smallest / probability).pow_(order - 1).masked_fill_(~inside, 0.0)
+        step = (probability.sum(-1, keepdim=True) - 1) / slope.sum(-1, keepdim=True)
+        if not (step > 4 * EPS).any():
+            break
+        smallest = (smallest - step.clamp_(min=0)).clamp_(min=torch.finfo(torch.float64).tiny)
+    return torch.zeros_like(logits).scatter_(-1, place, probability / probability.sum(-1, keepdim=True))
+
+
+def _support_size(logits: Tensor, order: Tensor) -> Tensor:
+    """Search for the size (N, 1) of the support among logits that fall."""
+    low = torch.ones_like(logits[:, :1], dtype=torch.int64)
+    high = torch.full_like(low, logits.shape[1])
+    while (low < high).any():
+        middle = (low + high + 1) // 2
+        inside = _excess(logits, middle, order).sum(-1, keepdim=True) < 1
+        low, high = torch.where(inside, middle, low), torch.where(inside, high, middle - 1)
+    return low
+
+
+def _excess(logits: Tensor, size: Tensor, order: Tensor) -> Tensor:
+    """Return the probabilities if that of the `size`-th class were 0; they are inf or nan if its logit is -inf."""
+    return (order * (logits - logits.gather(-1, size - 1))).clamp_(min=0) ** (1 / order)

@@ -1,0 +1,188 @@
+"""Heads with one row of weight per class, as `nn.Linear` has."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from vastmax.heads.base import Head
+from vastmax.scoring import linear_cross_entropy, linear_log_partition, linear_logits, linear_topk
+from vastmax.scoring.links import Link
+from vastmax.scoring.top import TopK
+from vastmax.validation import check_finite, check_finite_number, check_per_class
+
+
+class FlatHead(Head):
+    r"""A head with the parameters of `nn.Linear(in_features, num_classes)`, under the same names.
+
+    $$s_c = \frac{h \cdot w_c + b_c}{T}$$
+
+    `linear.load_state_dict(head.state_dict())` and the reverse both work, unless the temperature is learned. A
+    subclass calls `reset_parameters` at the end of its constructor, when all that a start may depend on is there.
+
+    Args:
+        in_features: d, the size of a hidden row.
+        num_classes: V.
+        bias: whether each class has a bias.
+        temperature: T, greater than 0; `"learned"`, a parameter `log_temperature` that starts at log 1; or
+            `"sqrt_classes"`, the square root of V.
+        class_weight: (V,) weight of each class in the training loss; 1 if None. The mean divides by the weights.
+        ignore_index: rows with this target take no part in a loss.
+        reduction: `"mean"`, `"sum"` or `"none"`.
+        device: where the parameters are.
+        dtype: of the parameters.
+    """
+
+    bias: nn.Parameter | None
+    log_temperature: nn.Parameter | None
+    link: Link | None = None
+    """What makes logits of the scores; the scores are the logits if None."""
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        bias: bool = True,
+        temperature: float | str = 1.0,
+        class_weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            in_features,
+            num_classes,
+            class_weight=class_weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            device=device,
+        )
+        self.weight = nn.Parameter(torch.empty(num_classes, in_features, device=device, dtype=dtype))
+        empty = torch.empty(num_classes, device=device, dtype=dtype)
+        self.register_parameter("bias", nn.Parameter(empty) if bias else None)
+        self._temperature = _temperature(temperature, num_classes)
+        learned = temperature == "learned"
+        zero = torch.zeros((), device=device, dtype=dtype)
+        self.register_parameter("log_temperature", nn.Parameter(zero) if learned else None)
+
+    @abstractmethod
+    def forward(
+        self,
+        hidden: Tensor,
+        target: Tensor,
+        *,
+        sample_weight: Tensor | None = None,
+        target_weight: Tensor | None = None,
+    ) -> Tensor:
+        """Return the training loss: what a flat head differs from another by; see `Head`."""
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters as `nn.Linear` does."""
+        bound = 1 / math.sqrt(self.in_features)
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -bound, bound)
+        if self.log_temperature is not None:
+            nn.init.zeros_(self.log_temperature)
+
+    @property
+    def temperature(self) -> float | Tensor:
+        """What the logits are divided by: a number, or a differentiable scalar if it is learned."""
+        if self.log_temperature is None:
+            return self._temperature
+        return self.log_temperature.to(torch.promote_types(self.weight.dtype, torch.float32)).exp()
+
+    def divide(self, scores: Tensor) -> Tensor:
+        """Return scores, or hidden rows, divided by the temperature, in at least float32 if that is not 1."""
+        if self.log_temperature is None and self._temperature == 1.0:
+            return scores
+        return scores.to(torch.promote_types(scores.dtype, torch.float32)) / self.temperature
+
+    @torch.no_grad()
+    def start_at(self, log_prob: Tensor) -> None:
+        """Set the bias so that, where hidden . weight is 0, the classes have these log-probabilities.
+
+        A model that starts at the classes' frequencies need not spend its first thousand steps learning them.
+
+        Args:
+            log_prob: (V,) finite, in nats.
+
+        Raises:
+            ValueError: a head without bias, or a `log_prob` of another shape or not finite.
+        """
+        if self.bias is None:
+            raise ValueError("start_at: expected a head with bias=True, got one with bias=False")
+        check_per_class("log_prob", log_prob, self.num_classes)
+        check_finite("log_prob", log_prob)
+        offset = self.log_prob_offset()
+        if offset is not None:
+            # A class whose offset is -inf has probability 0 whatever its bias is.
+            log_prob = log_prob - offset.masked_fill(offset.isneginf(), 0.0)
+        self.bias.copy_(self.temperature * (log_prob if self.link is None else self.link.inverse(log_prob)))
+
+    def log_prob_offset(self) -> Tensor | None:
+        """What to add to each class's logit to make it a log-probability up to a constant of the row: (V,)."""
+        return None
+
+    def exact_bias(self) -> Tensor | None:
+        """The bias of the linear layer of `divide(hidden)` whose softmax is this head's distribution."""
+        bias = None if self.bias is None else self.divide(self.bias)
+        offset = self.log_prob_offset()
+        if offset is None:
+            return bias
+        offset = offset.to(torch.promote_types(self.weight.dtype, torch.float32))
+        return offset if bias is None else bias + offset
+
+    def _row_nll(self, hidden: Tensor, target: Tensor) -> Tensor:
+        return linear_cross_entropy(
+            self.divide(hidden),
+            self.weight,
+            target,
+            linear_bias=self.exact_bias(),
+            link=self.link,
+            reduction="none",
+        )
+
+    def log_prob(self, hidden: Tensor) -> Tensor:
+        """Return the exact log-probability of every class: (..., V), in nats, in at least float32."""
+        self.check(hidden)
+        scores = linear_logits(self.divide(hidden), self.weight, linear_bias=self.exact_bias())
+        return (scores if self.link is None else self.link(scores)).log_softmax(-1)
+
+    def topk(self, hidden: Tensor, k: int) -> TopK:
+        """Return the k most probable classes of each row, without an N x V tensor.
+
+        Returns:
+            `(values, indices)`, each (..., k): exact log-probabilities, falling, and class ids.
+        """
+        self.check(hidden)
+        return linear_topk(self.divide(hidden), self.weight, k, linear_bias=self.exact_bias(), link=self.link)
+
+    def log_partition(self, hidden: Tensor) -> Tensor:
+        """Return log Z of each row (...): what the head's log-probabilities fall short of normalisation by."""
+        self.check(hidden)
+        bias = self.exact_bias()
+        hidden = self.divide(hidden)
+        return linear_log_partition(hidden, self.weight, linear_bias=bias, link=self.link).log_partition
+
+    def extra_repr(self) -> str:
+        """Describe the head as `nn.Linear` does."""
+        learned = "'learned'" if self.log_temperature is not None else f"{self._temperature:g}"
+        temperature = "" if learned == "1" else f", temperature={learned}"
+        return f"{super().extra_repr()}, bias={self.bias is not None}{temperature}"
+
+
+def _temperature(temperature: object, num_classes: int) -> float:
+    match temperature:
+        case "learned":
+            return 1.0
+        case "sqrt_classes":
+            return math.sqrt(num_classes)
+        case str():
+            raise ValueError(f"temperature: expected a number, 'learned' or 'sqrt_classes', got {temperature!r}")
+    return check_finite_number("temperature", temperature, above=0.0)

@@ -1,0 +1,118 @@
+"""The softmax over each row's best classes."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vastmax.functional.entmax import check_k
+from vastmax.functional.sparse import check_loss_k, topk_softmax_loss
+from vastmax.heads.flat import FlatHead
+from vastmax.scoring import linear_logits, linear_loss, linear_topk
+from vastmax.scoring.top import TopK
+
+
+class TopKSoftmax(FlatHead):
+    r"""The softmax over the k largest logits of each row, trained a few rows at a time.
+
+    $$\ell = \log \sum_{c \in T} e^{s_c} - s_y, \qquad
+      T = \{y\} \cup \text{the } k - 1 \text{ largest of } (s_c)_{c \ne y}$$
+
+    All classes are scored, and k of them get a gradient. The distribution is the softmax of the k largest logits:
+    any other class has the exact probability 0, so `log_prob` is -inf there and `nll` inf. Where the target is
+    among the k largest, loss and `nll` are one; elsewhere the target takes the place of the k-th in the loss, which
+    is finite.
+
+    `start_at` sets the bias to the log-probabilities asked for; where hidden is 0 the k most probable classes then
+    have theirs, renormalised, and the others 0.
+
+    Args:
+        in_features: d, the size of a hidden row.
+        num_classes: V.
+        k: classes that share the probability, from 2 to V; 1 only where V is 1.
+        **options: those of `FlatHead`: bias, temperature, class_weight, ignore_index, reduction, device, dtype.
+
+    Example:
+        >>> head = TopKSoftmax(16, 1000, 10)
+        >>> hidden = torch.randn(4, 16)
+        >>> head(hidden, torch.tensor([1, 2, 3, 999])).backward()
+        >>> head.log_prob(hidden).isfinite().sum(-1)
+        tensor([10, 10, 10, 10])
+    """
+
+    takes_probabilities = False
+
+    def __init__(self, in_features: int, num_classes: int, k: int, **options: Any) -> None:
+        super().__init__(in_features, num_classes, **options)
+        check_loss_k(k, num_classes)
+        self.k = k
+        self.reset_parameters()
+
+    def forward(
+        self,
+        hidden: Tensor,
+        target: Tensor,
+        *,
+        sample_weight: Tensor | None = None,
+        target_weight: Tensor | None = None,
+    ) -> Tensor:
+        """Return the cross-entropy among k classes: a scalar or (...), in nats; see `Head`."""
+        self.check(hidden, target, sample_weight, target_weight)
+        return self._train(self._row_loss, hidden, target, sample_weight, target_weight)
+
+    def _row_loss(self, hidden: Tensor, target: Tensor) -> Tensor:
+        loss = functools.partial(topk_softmax_loss, k=self.k, ignore_index=None, reduction="none")
+        return linear_loss(loss, self.divide(hidden), self.weight, linear_bias=self.exact_bias(), rows=(target,))
+
+    def _row_nll(self, hidden: Tensor, target: Tensor) -> Tensor:
+        return linear_loss(
+            self._nll, self.divide(hidden), self.weight, linear_bias=self.exact_bias(), rows=(target,)
+        )
+
+    def _nll(self, logits: Tensor, target: Tensor) -> Tensor:
+        label = target.unsqueeze(-1)
+        largest, indices = logits.topk(self.k)
+        nll = largest.logsumexp(-1) - logits.gather(-1, label).squeeze(-1)
+        return torch.where((indices == label).any(-1), nll, torch.inf)
+
+    def log_prob(self, hidden: Tensor) -> Tensor:
+        """Return the exact log-probability of every class: (..., V), in nats; -inf for all but k."""
+        self.check(hidden)
+        logits = linear_logits(self.divide(hidden), self.weight, linear_bias=self.exact_bias())
+        values, indices = logits.topk(self.k)
+        return torch.full_like(logits, -torch.inf).scatter(-1, indices, values.log_softmax(-1))
+
+    def topk(self, hidden: Tensor, k: int) -> TopK:
+        """Return the k most probable classes of each row, without an N x V tensor.
+
+        Returns:
+            `(values, indices)`, each (..., k): exact log-probabilities, falling, and class ids; past the head's
+            own k the values are -inf and the classes those of the next largest logits.
+        """
+        self.check(hidden)
+        check_k(k, self.num_classes)
+        values, indices = linear_topk(
+            self.divide(hidden), self.weight, max(k, self.k), linear_bias=self.exact_bias()
+        )
+        values = values - values[..., : self.k].logsumexp(-1, keepdim=True)
+        values[..., self.k :] = -torch.inf
+        return TopK(values[..., :k], indices[..., :k])
+
+    def log_partition(self, hidden: Tensor) -> Tensor:
+        """Return log Z of each row (...), of its k largest logits."""
+        self.check(hidden)
+        rows, bias = hidden.shape[:-1], self.exact_bias()
+        found = linear_loss(
+            self._log_partition, self.divide(hidden.reshape(-1, self.in_features)), self.weight, linear_bias=bias
+        )
+        return found.view(rows)
+
+    def _log_partition(self, logits: Tensor) -> Tensor:
+        return logits.topk(self.k).values.logsumexp(-1)
+
+    def extra_repr(self) -> str:
+        """Describe the head as `nn.Linear` does, and its k."""
+        return f"{super().extra_repr()}, k={self.k}"
