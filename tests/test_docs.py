@@ -23,6 +23,15 @@ FAMILIES = [
     "hierarchical-softmax.md",
     "class-factored-softmax.md",
     "adaptive-softmax.md",
+    "mixture-of-softmaxes.md",
+    "sigsoftmax.md",
+    "entmax.md",
+    "topk-softmax.md",
+    "one-vs-all.md",
+    "infonce.md",
+    "imbalance.md",
+    "large-batches.md",
+    "density.md",
 ]
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from vastmax.commands import lm, studies
+from vastmax.commands import lm, studies, tasks
 from vastmax.commands.app import app, errors
 
-__all__ = ["app", "lm", "run", "studies"]
+__all__ = ["app", "lm", "run", "studies", "tasks"]
 
 
 def run(arguments: list[str]) -> int:

@@ -24,8 +24,9 @@ def train_lm(
 ) -> None:
     """Train a language model, for one epoch unless told otherwise, and score it exactly."""
     from vastmax.study.compare import describe, describe_point
+    from vastmax.tasks.files import check_folder
     from vastmax.tasks.lm.corpus import read_streams
-    from vastmax.tasks.lm.run import RunFolder, check_folder
+    from vastmax.tasks.lm.run import RunFolder
     from vastmax.tasks.lm.train import train
 
     check_choice("head", head, HEADS)

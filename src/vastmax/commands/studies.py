@@ -9,6 +9,7 @@ import typer
 
 from vastmax.commands.app import Out, console, new_folder, study_app
 from vastmax.study.estimator_options import ESTIMATORS, FIXED, SAMPLERS, StudyOptions, parse_counts, parse_names
+from vastmax.tasks.files import check_free
 
 
 @study_app.command("estimators")
@@ -48,7 +49,7 @@ def study_estimators(
         seed=seed,
     )
     folder = out or new_folder("study-estimators", resume=False)
-    report.check_free(folder)
+    check_free(folder)
     if run is None:
         num_classes = 10_000 if num_classes is None else num_classes
         problem = synthetic_problem(rows, num_classes, 64 if width is None else width, seed=seed)
@@ -93,8 +94,61 @@ def study_density(
         seed=seed,
     )
     folder = out or new_folder("study-density", resume=False)
-    report.check_free(folder)
+    check_free(folder)
     results = measure(options, say=console.print)
+    report.write_study(results, folder)
+    console.print(report.terminal_table(results))
+    console.print(report.legend(results))
+    console.print(report.verdict(results))
+    console.print(f"results: {folder}", soft_wrap=True)
+
+
+@study_app.command("bottleneck")
+def study_bottleneck(
+    run: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Folder of a trained language model, as often as there are some; a made-up problem if omitted."
+        ),
+    ] = None,
+    rows: Annotated[int | None, typer.Option(help="Test contexts of a trained model; 2,048 if omitted.")] = None,
+    heads: Annotated[
+        str, typer.Option(help="Made-up problem: softmax, sigsoftmax, mixture, with commas between, or all.")
+    ] = "all",
+    mixtures: Annotated[str, typer.Option(help="Rising numbers of components of the mixture.")] = "2,4",
+    widths: Annotated[str, typer.Option(help="Rising sizes d of a hidden row.")] = "2,4,8,16,32,64",
+    contexts: Annotated[int, typer.Option(help="Contexts of the made-up problem.")] = 64,
+    num_classes: Annotated[int, typer.Option(help="Its classes.")] = 96,
+    scale: Annotated[float, typer.Option(help="Standard deviation of its logits.")] = 2.0,
+    steps: Annotated[int, typer.Option(help="Steps of training, each on all contexts.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the problem and of the initial weights.")] = 0,
+    out: Out = None,
+) -> None:
+    """Show the softmax bottleneck, and what breaks it: rank of the log-probabilities, and divergence."""
+    from vastmax.study import bottleneck_report as report
+    from vastmax.study.bottleneck import HEADS, ROWS, BottleneckOptions, study_runs
+    from vastmax.study.bottleneck import study_bottleneck as measure
+
+    options = BottleneckOptions(
+        heads=parse_names("heads", heads, dict.fromkeys(HEADS)),
+        mixtures=parse_counts("mixtures", mixtures),
+        widths=parse_counts("widths", widths),
+        contexts=contexts,
+        num_classes=num_classes,
+        scale=scale,
+        steps=steps,
+        seed=seed,
+    )
+    if run and options != BottleneckOptions():
+        raise ValueError("run: expected without the options of a made-up problem, got both")
+    if rows is not None and not run:
+        raise ValueError(f"rows: expected beside --run, got {rows} without it")
+    folder = out or new_folder("study-bottleneck", resume=False)
+    check_free(folder)
+    if run:
+        results = study_runs(run, rows=ROWS if rows is None else rows, say=console.print)
+    else:
+        results = measure(options, say=console.print)
     report.write_study(results, folder)
     console.print(report.terminal_table(results))
     console.print(report.legend(results))

@@ -32,7 +32,9 @@ def log_prob_spectrum(log_prob: Tensor) -> Tensor:
     if log_prob.ndim != 2 or 0 in log_prob.shape:
         raise ValueError(f"log_prob: expected shape (N, V), neither of them 0, got {tuple(log_prob.shape)}")
     check_finite("log_prob", log_prob)
-    singular_values: Tensor = torch.linalg.svdvals(log_prob.double())
+    tall = log_prob.double() if log_prob.shape[0] >= log_prob.shape[1] else log_prob.double().mT
+    # The triangular factor has the same singular values, to rounding, and is as small as the matrix's smaller side.
+    singular_values: Tensor = torch.linalg.svdvals(torch.linalg.qr(tall, mode="r").R)
     return singular_values
 
 

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vastmax import __version__
 from vastmax.data import TokenBatches
 from vastmax.study.memory import peak_memory
+from vastmax.study.surroundings import surroundings
+from vastmax.tasks.files import RESULTS, check_folder, write_json
 from vastmax.tasks.lm.config import LMConfig
 from vastmax.tasks.lm.corpus import TokenStreams, read_streams
 from vastmax.tasks.lm.heads import HEADS, check_head
 from vastmax.tasks.lm.model import LanguageModel
-from vastmax.tasks.lm.run import RunFolder, check_folder, write_json
+from vastmax.tasks.lm.run import RunFolder
 from vastmax.tasks.lm.train import check_device, train
 from vastmax.validation import check_choice
-
-RESULTS = "results.json"
 
 
 def compare_language_models(
@@ -77,8 +75,7 @@ def compare_language_models(
         )
         results.append({**result, "peak_bytes": step_memory(config, head, streams)})
     content = {
-        "vastmax": __version__,
-        "machine": machine(),
+        **surroundings(),
         "text": streams.summary(),
         "options": vars(config),
         "heads": results,
@@ -106,19 +103,6 @@ def step_memory(config: LMConfig, head: str, streams: TokenStreams) -> int:
     optimizer.zero_grad()
     model.state = None
     return peak_memory(step, model.device)
-
-
-def machine() -> dict[str, Any]:
-    """Describe the machine that the figures hold for."""
-    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "gpu": cuda,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
 
 
 def describe(streams: TokenStreams) -> str:

@@ -19,9 +19,8 @@ from rich.progress import track
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
-from vastmax import __version__
 from vastmax.density import NCE, UnnormalizedGaussian, fit, gaussian_noise, uniform_noise
-from vastmax.study.compare import machine
+from vastmax.study.surroundings import surroundings
 from vastmax.validation import check_choice, check_positive_int
 
 QUANTITIES = ("precision", "log_partition")
@@ -174,8 +173,7 @@ def study_density(options: DensityOptions, *, say: Callable[[str], None] = lambd
                 said = "; ".join(f"{estimator_name(k)}: {error:.2g}" for k, error in errors.items())
                 say(f"n = {n:,}, squared error of the precision by {said}")
     return {
-        "vastmax": __version__,
-        "machine": machine(),
+        **surroundings(),
         "options": asdict(options),
         "curves": [curve(k, drawn[k]) for k in drawn],
     }

@@ -12,8 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from vastmax.study.density import QUANTITIES
-from vastmax.study.estimators_report import RESULTS, check_free, whole
-from vastmax.tasks.lm.run import write_json
+from vastmax.tasks.files import RESULTS, check_free, whole, write_json
 
 __all__ = ["check_free", "draw", "legend", "terminal_table", "verdict", "write_study"]
 

@@ -19,12 +19,11 @@ import torch
 from rich.progress import track
 from torch import Tensor, nn
 
-from vastmax import __version__, heads
+from vastmax import heads
 from vastmax.functional import effective_sample_size
 from vastmax.heads import SampledHead
 from vastmax.samplers import Batch, Sampler
 from vastmax.scoring import chosen_logits, linear_log_partition
-from vastmax.study.compare import machine
 from vastmax.study.estimator_options import ESTIMATORS, SAMPLERS, StudyOptions
 from vastmax.study.gradients import (
     PARTS,
@@ -38,6 +37,7 @@ from vastmax.study.gradients import (
 )
 from vastmax.study.implied import implied_samples, unit_gain
 from vastmax.study.problems import Problem
+from vastmax.study.surroundings import surroundings
 
 ESS_DRAWS = 4
 """Candidate sets over which the effective sample size is averaged, beside the rows."""
@@ -155,8 +155,7 @@ def study_estimators(problem: Problem, options: StudyOptions) -> dict[str, Any]:
             points.setdefault((name, cell.sampler), []).append({"k": cell.k, **sizes, **figures})
     noise = mini_batch_noise(problem, exact["class_rows"])
     return {
-        "vastmax": __version__,
-        "machine": machine(),
+        **surroundings(),
         "problem": {
             "source": problem.source,
             "rows": problem.num_rows,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +16,8 @@ from rich.text import Text
 
 from vastmax.study.gradients import PARTS
 from vastmax.study.implied import unit_gain
-from vastmax.tasks.lm.run import check_folder, write_json
+from vastmax.tasks.files import RESULTS, whole, write_json
 
-RESULTS = "results.json"
 SHOWN = 4
 """Numbers of samples that the terminal's table has a column for: the largest."""
 
@@ -37,13 +34,6 @@ LEAST_ERROR = 1e-4
 """Smaller errors, as of a set of all classes, lie below the axis."""
 
 
-def check_free(folder: Path) -> None:
-    """Raise ValueError if results cannot be put in a folder of that name, or are there already."""
-    check_folder(folder)
-    if (folder / RESULTS).exists():
-        raise ValueError(f"out: {folder} holds results already; name another folder")
-
-
 def write_study(results: dict[str, Any], folder: Path) -> None:
     """Write `estimators.csv`, `estimators.png` and `results.json`, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,14 +42,6 @@ def write_study(results: dict[str, Any], folder: Path) -> None:
     with whole(folder / "estimators.png") as draft:
         draw(results).savefig(draft, dpi=130, format="png")
     write_json(folder / RESULTS, results)
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Give a draft to write, which takes the file's name once it is done."""
-    draft = path.with_name(f"{path.name}.draft")
-    yield draft
-    draft.replace(path)
 
 
 def write_table(results: dict[str, Any], path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vastmax.tasks.files import check_folder, write_json
 from vastmax.tasks.lm.config import LMConfig
 from vastmax.tasks.lm.corpus import TokenStreams
 
@@ -72,15 +73,6 @@ class RunFolder:
         write_json(self.results, result)
 
 
-def check_folder(path: Path) -> None:
-    """Raise ValueError if results cannot be put in a folder of that name."""
-    for place in (path, *path.parents):
-        if place.exists():
-            if not place.is_dir():
-                raise ValueError(f"out: expected the name of a folder, got {path}, and {place} is a file")
-            return
-
-
 def fingerprint(streams: TokenStreams) -> str:
     """Return a hash of a text's tokens, to tell whether a run goes on with the text it was begun with."""
     digest = hashlib.sha256()
@@ -88,10 +80,3 @@ def fingerprint(streams: TokenStreams) -> str:
         digest.update(len(stream).to_bytes(8, "little"))
         digest.update(stream.numpy().tobytes())
     return digest.hexdigest()
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON to a draft beside the file and rename it."""
-    draft = path.with_name(f"{path.name}.draft")
-    draft.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    draft.replace(path)

@@ -1,0 +1,1 @@
+"""Classification: one label out of V, from pixels or words."""

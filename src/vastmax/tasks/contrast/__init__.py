@@ -1,0 +1,1 @@
+"""Contrastive learning: two views of one thing belong together."""

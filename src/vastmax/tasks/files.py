@@ -1,0 +1,41 @@
+"""Files of results: written whole or not at all, and never over others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+RESULTS = "results.json"
+
+
+def check_folder(path: Path) -> None:
+    """Raise ValueError if results cannot be put in a folder of that name."""
+    for place in (path, *path.parents):
+        if place.exists():
+            if not place.is_dir():
+                raise ValueError(f"out: expected the name of a folder, got {path}, and {place} is a file")
+            return
+
+
+def check_free(folder: Path) -> None:
+    """Raise ValueError if results cannot be put in a folder of that name, or are there already."""
+    check_folder(folder)
+    if (folder / RESULTS).exists():
+        raise ValueError(f"out: {folder} holds results already; name another folder")
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Give a draft to write, which takes the file's name once it is done."""
+    draft = path.with_name(f"{path.name}.draft")
+    yield draft
+    draft.replace(path)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON, whole or not at all."""
+    with whole(path) as draft:
+        draft.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
