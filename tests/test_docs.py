@@ -107,7 +107,11 @@ def test_the_page_of_the_command_has_every_command_option_and_choice():
     from typer.main import get_command
 
     from vastmax.commands import app
+    from vastmax.study.bottleneck import HEADS as BOTTLENECK_HEADS
+    from vastmax.study.density import NOISES
     from vastmax.study.estimator_options import ESTIMATORS, SAMPLERS
+    from vastmax.tasks.classify.heads import KINDS
+    from vastmax.tasks.contrast.losses import KINDS as LOSSES
     from vastmax.tasks.lm import config
     from vastmax.tasks.lm.heads import HEADS
 
@@ -119,3 +123,4 @@ def test_the_page_of_the_command_has_every_command_option_and_choice():
         assert options - {"--help"} <= code, name
     choices = {*config.SAMPLERS, *config.BODIES, *config.OPTIMIZERS, *config.TOKENS, *config.SPLITS}
     assert {*HEADS, *ESTIMATORS, *SAMPLERS, *choices} <= code
+    assert {*KINDS, *LOSSES, *BOTTLENECK_HEADS, *NOISES} <= code
