@@ -189,6 +189,7 @@ class _Linear(torch.autograd.Function):
             )
 
 
+@uncompiled
 def linear_logits(input: Tensor, linear_weight: Tensor, *, linear_bias: Tensor | None = None) -> Tensor:
     r"""Return the logit of every class, $s_{rc} = h_r \cdot w_c + b_c$: the N x V tensor that all else here avoids.
 

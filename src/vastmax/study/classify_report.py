@@ -15,6 +15,9 @@ from vastmax.study.repeats import counted, spread
 from vastmax.tasks.classify.heads import KINDS
 from vastmax.tasks.classify.scores import BINS, THIRDS
 
+NARROW = (*(f"{third} F1" for third in THIRDS), "zero")
+"""Columns that the terminal shows the mean of alone."""
+
 UNEQUAL = 2
 """Largest class over smallest from which on the thirds of the classes are told apart."""
 
@@ -77,12 +80,21 @@ def unequal(results: dict[str, Any]) -> bool:
 
 
 def terminal_table(results: dict[str, Any]) -> Table:
-    """Return the comparison as a table for the terminal; thirds and zeros without spread, to fit eighty columns."""
-    narrow = [place for place, name in enumerate(columns(results)) if name.endswith(" F1") or name == "zero"]
+    """Return the comparison as a table for the terminal, which is to fit eighty columns.
+
+    Thirds and zeros come without spread, and beside thirds there is no place for zeros and seconds.
+    """
+    names = columns(results)
+    left_out = ("zero", "seconds") if unequal(results) else ()
     cells = [
-        [cell.split("±")[0] if place in narrow else cell for place, cell in enumerate(row)] for row in rows(results)
+        [
+            cell.split("±")[0] if name in NARROW else cell
+            for name, cell in zip(names, row, strict=True)
+            if name not in left_out
+        ]
+        for row in rows(results)
     ]
-    return table_of(heading(results), columns(results), cells)
+    return table_of(heading(results), [name for name in names if name not in left_out], cells)
 
 
 def heading(results: dict[str, Any]) -> str:
