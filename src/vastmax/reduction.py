@@ -42,8 +42,8 @@ def reduce_rows(
     for name, rows in (("weight", weight), ("mass", mass), ("ignored", ignored)):
         if rows is not None and rows.shape != loss.shape:
             raise ValueError(f"{name}: expected shape {tuple(loss.shape)}, one per row, got {tuple(rows.shape)}")
-    if weight is not None:
-        loss = loss * weight.to(loss.dtype)
+    if weight is not None:  # a row of no weight counts for nothing, though its loss were infinite
+        loss = loss.masked_fill(weight == 0, 0.0) * weight.to(loss.dtype)
     if ignored is not None:
         loss = loss.masked_fill(ignored, 0.0)
     if reduction == "none":

@@ -100,9 +100,11 @@ def check_distribution(name: str, probability: Tensor, shape: Sequence[int]) -> 
         raise ValueError(
             f"{name}: expected shape {tuple(shape)}, the probability of every class, got {tuple(probability.shape)}"
         )
-    # A distribution in its own precision: a sum of V rounded numbers is off by about sqrt(V) roundings.
-    rounding = max(torch.finfo(probability.dtype).eps, torch.finfo(torch.float32).eps)
-    tolerance = 4 * rounding * max(4.0, probability.shape[-1] ** 0.5)
+    # Each number is rounded in proportion to itself, so their sum to a rounding of 1, besides those too small for
+    # the dtype. The sum that they were divided by was one of V numbers in float32 or better.
+    dtype, num_classes = torch.finfo(probability.dtype), probability.shape[-1]
+    rounding = max(dtype.eps, torch.finfo(torch.float32).eps * max(4.0, num_classes**0.5))
+    tolerance = 4 * rounding + num_classes * dtype.smallest_normal * dtype.eps
     sums = probability.detach().double().sum(-1)
     if (probability < 0).any() or not ((sums - 1).abs() <= tolerance).all():
         worst = sums.flatten()[(sums - 1).abs().argmax()].item()

@@ -185,3 +185,33 @@ def test_linear_rows_that_determine_no_temperature():
         scaling.fit_linear(LOGITS[:, :2], weight, torch.tensor([0, 1]))
     with pytest.raises(TypeError, match="logits: expected a floating-point tensor"):
         scaling.fit(LOGITS.long(), torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0, "learned", "sqrt_classes"])
+def test_a_head_with_a_temperature(temperature):
+    """Fitted to the head's own logits, and folded into it, the head has the fitted distribution."""
+    hidden, weight, bias, target = problem()
+    head = heads.Softmax(weight.shape[1], len(weight), temperature=temperature, dtype=torch.float64)
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        head.bias.copy_(bias)
+        if head.log_temperature is not None:
+            head.log_temperature.fill_(0.7)
+    logits = ((hidden @ weight.T + bias) / head.temperature).detach()
+    scaling, of_logits = (TemperatureScaling(dtype=torch.float64) for _ in range(2))
+    fit = scaling.fit_head(head, hidden, target)
+    of_logits.fit(logits, target)
+    assert fit.nll_before == pytest.approx(head.nll(hidden, target).mean().item(), rel=1e-12)
+    expected = scaling(logits).log_softmax(-1)
+    torch.testing.assert_close(expected, of_logits(logits).log_softmax(-1), rtol=1e-5, atol=1e-5)
+    scaling.apply_to(head)
+    torch.testing.assert_close(head.log_prob(hidden), expected)
+
+
+def test_heads_whose_softmax_is_of_no_linear_layer():
+    hidden, _, _, target = problem()
+    for head in (heads.SigSoftmax(6, 12), heads.Entmax(6, 12), heads.TopKSoftmax(6, 12, 3), heads.OneVsAll(6, 12)):
+        with pytest.raises(ValueError, match=f"head: expected a head whose distribution .* {type(head).__name__}"):
+            TemperatureScaling(dtype=torch.float64).fit_head(head, hidden, target)
+        with pytest.raises(ValueError, match=f"layer: expected a head whose distribution .* {type(head).__name__}"):
+            TemperatureScaling(dtype=torch.float64).apply_to(head)

@@ -171,3 +171,33 @@ def test_wrong_input():
     for wrong in (0.0, -1.0, math.nan):
         with pytest.raises(ValueError, match="prior_std: expected"):
             VectorScaling(3, prior_std=wrong)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0, "learned", "sqrt_classes"])
+def test_a_head_with_a_temperature(temperature):
+    """Fitted to the head's own logits, and folded into it, the head has the fitted distribution."""
+    hidden, weight, bias, target = problem()
+    head = heads.Softmax(weight.shape[1], len(weight), temperature=temperature, dtype=torch.float64)
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        head.bias.copy_(bias)
+        if head.log_temperature is not None:
+            head.log_temperature.fill_(0.7)
+    logits = ((hidden @ weight.T + bias) / head.temperature).detach()
+    scaling, of_logits = (VectorScaling(8, dtype=torch.float64) for _ in range(2))
+    fit = scaling.fit_head(head, hidden, target)
+    of_logits.fit(logits, target)
+    assert fit.nll_before == pytest.approx(head.nll(hidden, target).mean().item(), rel=1e-12)
+    expected = scaling(logits).log_softmax(-1)
+    torch.testing.assert_close(expected, of_logits(logits).log_softmax(-1), rtol=1e-5, atol=1e-5)
+    scaling.apply_to(head)
+    torch.testing.assert_close(head.log_prob(hidden), expected)
+
+
+def test_heads_whose_softmax_is_of_no_linear_layer():
+    hidden, _, _, target = problem()
+    for head in (heads.SigSoftmax(4, 8), heads.Entmax(4, 8), heads.TopKSoftmax(4, 8, 3), heads.OneVsAll(4, 8)):
+        with pytest.raises(ValueError, match=f"head: expected a head whose distribution .* {type(head).__name__}"):
+            VectorScaling(8, dtype=torch.float64).fit_head(head, hidden, target)
+        with pytest.raises(ValueError, match=f"layer: expected a head whose distribution .* {type(head).__name__}"):
+            VectorScaling(8, dtype=torch.float64).apply_to(head)

@@ -127,8 +127,24 @@ def test_gradients_are_finite_where_a_class_is_masked():
             r"target: expected shape \(3, 4, 6\), the probability",
         ),
         (lambda: F.kl_divergence(LOGITS, -F.softmax(LOGITS)), ValueError, "smallest entry of -"),
+        (lambda: F.softmax(LOGITS, 3), ValueError, r"dim: expected an axis of logits of shape \(3, 4, 6\), got 3"),
+        (lambda: F.entropy(LOGITS, -4), ValueError, r"dim: expected an axis of .*, got -4"),
+        (lambda: F.kl_divergence(LOGITS[0, 0], torch.arange(6)), TypeError, "target: .* got dtype torch.int64"),
+        (lambda: F.kl_divergence(LOGITS[0, 0], [1.0] + [0.0] * 5), TypeError, "target: .* got list"),
     ],
 )
 def test_errors(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("num_classes", [3, 2000, 60_000])
+def test_probabilities_are_accepted_as_their_dtype_rounds_them_and_no_further(num_classes, dtype):
+    g = torch.Generator().manual_seed(0)
+    logits = torch.zeros(num_classes)
+    p = (2 * torch.randn(num_classes, generator=g, dtype=torch.float64)).softmax(-1).to(dtype)
+    assert F.cross_entropy(logits, p).isfinite()
+    for factor in (0.0, 0.9, 1.1, 2.0):
+        with pytest.raises(ValueError, match="target: expected probabilities that sum to 1"):
+            F.cross_entropy(logits, (factor * p.double()).to(dtype))

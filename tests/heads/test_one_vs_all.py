@@ -111,3 +111,15 @@ def test_labels_outside_their_range(hidden):
         head(hidden, torch.full((N, V), torch.nan, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"target: expected shape \(5, 7\), how true each label is, got \(5, 6\)"):
         head(hidden, TRUTH[:, 1:])
+
+
+def test_shares_outside_their_range(hidden):
+    with pytest.raises(ValueError, match=r"target_weight: expected labels in \[0, 1\], got 3"):
+        build()(hidden, LABELS, target_weight=torch.full(LABELS.shape, 3.0))
+
+
+def test_a_row_without_labels_is_checked_as_any_other(hidden):
+    broken = hidden.detach().clone()
+    broken[2] = torch.nan  # LABELS[2] has none
+    with pytest.raises(ValueError, match=r"hidden: expected finite values, got nan at \(2, 0\)"):
+        build()(broken, LABELS)

@@ -152,6 +152,101 @@ def test_sigsoftmax_is_its_formula(temperature):
     same(head(hidden, target), -p[range(N), target].log(), [hidden, head.weight, head.bias], g)
 
 
+KINDS = [
+    heads.Softmax,
+    heads.SigSoftmax,
+    heads.OneVsAll,
+    heads.Entmax,
+    lambda d, v, **options: heads.TopKSoftmax(d, v, 3, **options),
+]
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_masked_class_spares_every_gradient(kind, several):
+    """Of a learned temperature too: 0 times infinity is in none of them."""
+    head = build(kind, temperature="learned")
+    masked = 3
+    with torch.no_grad():
+        head.bias[masked] = -torch.inf
+    hidden, target, _ = problem()
+    target = target.masked_fill(target == masked, 0)
+    head(hidden, torch.stack([target, (target + 4) % 3], -1) if several else target).backward()
+    assert hidden.grad.isfinite().all()
+    for name, parameter in head.named_parameters():
+        assert parameter.grad.isfinite().all(), name
+    assert head.log_temperature.grad != 0
+
+
+@pytest.mark.parametrize("target", [[[0, 1]] * N, [0] * N, "probabilities"])
+@pytest.mark.parametrize("options", [{"focal_gamma": 2.0}, {"focal_gamma": 0.5}, {}])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_masked_class_without_a_share(mixed, options, target):
+    if mixed:
+        if options:
+            pytest.skip("no option of a mixture")
+        head = build(lambda d, v, **o: heads.MixtureOfSoftmaxes(d, v, 2, **o))
+    else:
+        head = build(**options)
+    with torch.no_grad():
+        head.bias[5] = -torch.inf
+    hidden, _, _ = problem()
+    if target == "probabilities":
+        target = torch.tensor([[0.5, 0.5, 0, 0, 0, 0, 0]] * N, dtype=torch.float64)
+    loss = head(hidden, torch.as_tensor(target))
+    assert loss.isfinite()
+    for gradient in torch.autograd.grad(loss, [hidden, *head.parameters()]):
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+@pytest.mark.parametrize("weight", ["sample", "class"])
+@pytest.mark.parametrize("several", [False, True])
+def test_no_weight_outweighs_an_infinite_loss(several, weight, gamma):
+    """A row, or a class, of weight 0 counts for nothing, though the target is masked."""
+    v = torch.ones(V, dtype=torch.float64)
+    if weight == "class":
+        v[3] = 0.0
+    head = build(class_weight=v, focal_gamma=gamma)
+    with torch.no_grad():
+        head.bias[3] = -torch.inf
+    hidden, _, _ = problem()
+    target = torch.tensor([3, 1, 2, 0, 1, 2])
+    w = torch.ones(N, dtype=torch.float64)
+    if weight == "sample":
+        w[0] = 0.0
+    loss = head(hidden, target.unsqueeze(-1) if several else target, sample_weight=w)
+    torch.testing.assert_close(loss, head(hidden[1:], target[1:]))
+    for gradient in torch.autograd.grad(loss, [hidden, *head.parameters()]):
+        assert gradient.isfinite().all()
+
+
+def test_rows_without_a_share_take_no_part():
+    """With class weights of 1 as without class weights."""
+    hidden, target, _ = problem()
+    several = torch.stack([target, (target + 1) % V], -1)
+    share = torch.rand(N, 2, dtype=torch.float64)
+    share[2] = 0.0
+    kept = [0, 1, 3, 4, 5]
+    plain, weighted = build(), build(class_weight=torch.ones(V))
+    expected = plain(hidden[kept], several[kept], target_weight=share[kept])
+    torch.testing.assert_close(plain(hidden, several, target_weight=share), expected)
+    torch.testing.assert_close(weighted(hidden, several, target_weight=share), expected)
+
+
+def test_the_adjustment_of_a_sigsoftmax_is_added_to_its_bent_logits():
+    """So the optimum is p over the prior, and a constant in the prior says nothing."""
+    hidden, target, g = problem()
+    prior = F.log_prior(torch.arange(V, 0, -1))
+    head, shifted = (build(heads.SigSoftmax, logit_adjustment=a, reduction="none") for a in (prior, prior + 3))
+    z = functional.linear(hidden, head.weight, head.bias)
+    bent = z + functional.logsigmoid(z)
+    theirs = functional.cross_entropy(bent + prior, target, reduction="none")
+    same(head(hidden, target), theirs, [hidden, head.weight, head.bias], g)
+    torch.testing.assert_close(shifted(hidden, target), theirs)
+    torch.testing.assert_close(head(hidden, target.unsqueeze(-1)), theirs)
+
+
 @pytest.mark.parametrize("kind", [heads.Softmax, heads.SigSoftmax])
 def test_soft_targets_hold_no_tensor_of_all_logits(kind, monkeypatch):
     num_rows, num_classes = 64, 1001

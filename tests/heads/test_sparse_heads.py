@@ -250,3 +250,8 @@ def test_bad_start_of_alpha():
         entmax_head(1.0, learn_alpha=True)
     with pytest.raises(ValueError, match="log_prob"):
         entmax_head().start_at(torch.zeros(3))
+
+
+def test_repr_on_the_meta_device():
+    assert "learn_alpha=True" in repr(Entmax(D, V, learn_alpha=True, device="meta"))
+    assert "alpha=1.5, learn_alpha=True" in repr(Entmax(D, V, learn_alpha=True))

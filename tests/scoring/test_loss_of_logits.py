@@ -71,6 +71,19 @@ def test_half_precision_is_computed_in_float32(problem):
     assert hidden.grad.dtype == weight.grad.dtype == torch.bfloat16
 
 
+def test_half_precision_class_rows_are_converted_a_block_at_a_time(problem, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", 2 * D)
+    hidden, weight, bias = problem[:3]
+    half = weight.detach().bfloat16().requires_grad_()
+    u = torch.randn(N, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    found = {}
+    for rows in (half, half.detach().double().requires_grad_()):
+        loss = linear_loss(lambda logits: logits.logsumexp(-1), hidden, rows, linear_bias=bias)
+        found[rows.dtype] = loss, *torch.autograd.grad(loss, [hidden, rows, bias], u)
+    for mine, other in zip(found[torch.bfloat16], found[torch.float64], strict=True):
+        torch.testing.assert_close(mine.double(), other.to(mine.dtype).double())
+
+
 def test_holds_no_tensor_of_all_logits(monkeypatch):
     """Only shapes of a block are seen by the loss."""
     monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", 2 * V * 4)

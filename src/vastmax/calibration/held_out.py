@@ -63,6 +63,33 @@ def scaled(logits: Tensor, factor: Tensor) -> Tensor:
     return (logits.masked_fill(masked, 0.0) * factor).masked_fill(masked, -torch.inf)
 
 
+class LinearLayer(NamedTuple):
+    """A linear layer whose softmax is a head's distribution, and the rows that it scores."""
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+
+
+@torch.no_grad()
+def linear_of(head: FlatHead, hidden: Tensor) -> LinearLayer:
+    """Return the linear layer whose softmax is the head's distribution, its temperature and offsets included."""
+    if not isinstance(head, FlatHead):
+        raise TypeError(f"head: expected a flat head, got {type(head).__name__}")
+    check_softmax("head", head)
+    head.check(hidden)
+    return LinearLayer(head.divide(hidden), head.weight, head.exact_bias())
+
+
+def check_softmax(name: str, head: FlatHead) -> None:
+    """Raise ValueError unless a head's distribution is the softmax of linear logits."""
+    if head.link is not None or type(head).log_prob is not FlatHead.log_prob:
+        raise ValueError(
+            f"{name}: expected a head whose distribution is the softmax of a linear layer, got "
+            f"{type(head).__name__}, whose probabilities are made otherwise"
+        )
+
+
 def check_foldable(layer: nn.Linear | FlatHead) -> None:
     """Raise unless the layer's distribution is the softmax of its weight and bias, and of nothing else."""
     if isinstance(layer, nn.Linear):
@@ -74,8 +101,4 @@ def check_foldable(layer: nn.Linear | FlatHead) -> None:
             "layer: expected a head whose distribution is the softmax of weight and bias alone, got "
             f"{type(layer).__name__}, which adds an offset per class"
         )
-    if layer.link is not None or type(layer).log_prob is not FlatHead.log_prob:
-        raise ValueError(
-            "layer: expected a head whose distribution is the softmax of weight and bias alone, got "
-            f"{type(layer).__name__}, whose log_prob is its own"
-        )
+    check_softmax("layer", layer)

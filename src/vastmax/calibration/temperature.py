@@ -15,6 +15,7 @@ from vastmax.calibration.held_out import (
     check_foldable,
     held_out_hidden,
     held_out_logits,
+    linear_of,
     scaled,
 )
 from vastmax.functional import cross_entropy
@@ -98,7 +99,7 @@ class TemperatureScaling(nn.Module):
             hidden: (..., d) held-out hidden rows.
             linear_weight: (V, d) class rows.
             target: (...) int64 class ids, or `ignore_index`.
-            linear_bias: (V,) or None; for a head, its `exact_bias()`.
+            linear_bias: (V,) or None.
             ignore_index: rows with this target take no part.
         """
         rows, label = held_out_hidden(hidden, linear_weight, target, linear_bias, ignore_index)
@@ -110,6 +111,18 @@ class TemperatureScaling(nn.Module):
             return linear_cross_entropy(rows * inverse, weight, label, linear_bias=scaled_bias, ignore_index=None)
 
         return self._minimise(nll, rows)
+
+    def fit_head(self, head: FlatHead, hidden: Tensor, target: Tensor, *, ignore_index: int = -100) -> Fit:
+        """Set the temperature to that of least nll for a flat head and held-out hidden (..., d); see `fit_linear`.
+
+        Raises:
+            TypeError: not a flat head.
+            ValueError: a head whose distribution is not the softmax of a linear layer.
+        """
+        layer = linear_of(head, hidden)
+        return self.fit_linear(
+            layer.hidden, layer.weight, target, linear_bias=layer.bias, ignore_index=ignore_index
+        )
 
     @torch.no_grad()
     def apply_to(self, layer: nn.Linear | FlatHead) -> None:

@@ -15,6 +15,7 @@ from vastmax.calibration.held_out import (
     check_foldable,
     held_out_hidden,
     held_out_logits,
+    linear_of,
     scaled,
 )
 from vastmax.heads.flat import FlatHead
@@ -137,7 +138,7 @@ class VectorScaling(nn.Module):
             hidden: (..., d) held-out hidden rows.
             linear_weight: (V, d) class rows.
             target: (...) int64 class ids, or `ignore_index`.
-            linear_bias: (V,) or None; for a head, its `exact_bias()`.
+            linear_bias: (V,) or None.
             ignore_index: rows with this target take no part.
         """
         rows, label = held_out_hidden(hidden, linear_weight, target, linear_bias, ignore_index)
@@ -148,6 +149,18 @@ class VectorScaling(nn.Module):
             return linear_loss(loss, rows, weight, linear_bias=given, rows=(label,), shared=parameters)
 
         return self._minimise(over_rows, label)
+
+    def fit_head(self, head: FlatHead, hidden: Tensor, target: Tensor, *, ignore_index: int = -100) -> Fit:
+        """Set scales and biases to the minimum for a flat head and held-out hidden (..., d); see `fit_linear`.
+
+        Raises:
+            TypeError: not a flat head.
+            ValueError: a head whose distribution is not the softmax of a linear layer.
+        """
+        layer = linear_of(head, hidden)
+        return self.fit_linear(
+            layer.hidden, layer.weight, target, linear_bias=layer.bias, ignore_index=ignore_index
+        )
 
     @torch.no_grad()
     def apply_to(self, layer: nn.Linear | FlatHead) -> None:
@@ -165,7 +178,9 @@ class VectorScaling(nn.Module):
         if layer.bias is None:
             raise ValueError("layer: expected one with a bias, to add the biases of the scaling to, got bias=False")
         layer.weight.mul_(self.scale.unsqueeze(-1))
-        layer.bias.copy_(scaled(layer.bias, self.scale) + self.bias)
+        # The layer divides its bias by its temperature, which the biases of the scaling have not seen.
+        temperature = layer.temperature if isinstance(layer, FlatHead) else 1.0
+        layer.bias.copy_(scaled(layer.bias, self.scale) + temperature * self.bias)
 
     def _minimise(self, over_rows: OverRows, target: Tensor) -> Fit:
         """Set scales and biases to the minimum of the rows' losses and the prior."""

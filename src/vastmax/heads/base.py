@@ -87,7 +87,7 @@ class Head(nn.Module, ABC):
             target: (...) or (..., T) int64 class ids or `ignore_index`, or (..., V) probabilities.
             sample_weight: (...) weight per row; the mean divides by their sum.
             target_weight: (..., T) share of the row of each of several true classes, such as the probabilities of
-                a teacher's best T; equal ones of sum 1 if omitted.
+                a teacher's best T; equal ones of sum 1 if omitted. A row without a share takes no part.
 
         Raises:
             TypeError: a tensor of the wrong dtype, or probabilities in a head that cannot train on them.
@@ -152,7 +152,7 @@ class Head(nn.Module, ABC):
         classes, counted, share = shares(hidden, target, self.ignore_index, target_weight)
         found = row_loss(hidden.unsqueeze(-2).expand(*classes.shape, -1)[counted], classes[counted])
         loss = found.new_zeros(classes.shape).masked_scatter(counted, found)
-        return TrueClasses(loss, share.to(loss.dtype), classes, counted)
+        return TrueClasses(loss, share.to(loss.dtype), classes)
 
     def check(
         self,
@@ -190,7 +190,8 @@ class Head(nn.Module, ABC):
     def _register_setting(self, name: str, setting: Tensor | None, device: torch.device | str | None) -> None:
         """Keep a tensor that is no parameter: it moves with the head, keeps its dtype, and is not saved."""
         if setting is not None:  # on the meta device it would lose what it says
-            place = setting.device if device is not None and torch.device(device).type == "meta" else device
+            place = torch.empty(0, device=device).device
+            place = setting.device if place.type == "meta" else place
             setting = setting.detach().to(place, copy=True)
         self.register_buffer(name, setting, persistent=False)
         self._settings = (*getattr(self, "_settings", ()), name)

@@ -181,10 +181,10 @@ class Entmax(FlatHead):
 
     def extra_repr(self) -> str:
         """Describe the head as `nn.Linear` does, and its alpha."""
-        with torch.no_grad():
-            alpha = float(self.alpha)
-        learned = ", learn_alpha=True" if self.raw_alpha is not None else ""
-        return f"{super().extra_repr()}, alpha={alpha:g}{learned}"
+        if self.raw_alpha is None:
+            return f"{super().extra_repr()}, alpha={self._alpha:g}"
+        value = "" if self.raw_alpha.is_meta else f", alpha={float(torch.as_tensor(self.alpha).detach()):g}"
+        return f"{super().extra_repr()}{value}, learn_alpha=True"
 
 
 def _loss(logits: Tensor, target: Tensor, alpha: Tensor) -> Tensor:

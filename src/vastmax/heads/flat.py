@@ -101,7 +101,12 @@ class FlatHead(Head):
         """Return scores, or hidden rows, divided by the temperature, in at least float32 if that is not 1."""
         if self.log_temperature is None and self._temperature == 1.0:
             return scores
-        return scores.to(torch.promote_types(scores.dtype, torch.float32)) / self.temperature
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        if self.log_temperature is None:
+            return scores / self.temperature
+        # A masked class, of score -inf, has no part in the gradient of the temperature.
+        masked = scores.isneginf()
+        return (scores.masked_fill(masked, 0.0) / self.temperature).masked_fill(masked, -torch.inf)
 
     @torch.no_grad()
     def start_at(self, log_prob: Tensor) -> None:

@@ -118,7 +118,8 @@ class MixtureOfSoftmaxes(Head):
     def components(self, hidden: Tensor) -> Components:
         """Return the components of hidden (N, d), in at least float32."""
         if self.gate is None or self.projection is None:
-            return Components(linear_logits(hidden, self.weight[:1] * 0.0), hidden.unsqueeze(-2))
+            dtype = torch.promote_types(torch.promote_types(hidden.dtype, self.weight.dtype), torch.float32)
+            return Components(hidden.new_zeros(*hidden.shape[:-1], 1, dtype=dtype), hidden.unsqueeze(-2))
         log_share = linear_logits(hidden, self.gate).log_softmax(-1)
         projected = linear_logits(hidden, self.projection).tanh()
         return Components(log_share, projected.unflatten(-1, (self.num_mixtures, self.class_features)))
@@ -138,7 +139,7 @@ class MixtureOfSoftmaxes(Head):
         for m in range(self.num_mixtures):
             part = linear_logits(rows[..., m, :], self.weight, linear_bias=self.bias).log_softmax(-1)
             part = part + log_share[..., m, None]
-            found = part if found is None else torch.logaddexp(found, part)
+            found = part if found is None else _log_add(found, part)
         assert found is not None
         return found
 
@@ -184,3 +185,9 @@ class MixtureOfSoftmaxes(Head):
         """Describe the head as `nn.Linear` does."""
         mixtures = f"num_mixtures={self.num_mixtures}, class_features={self.class_features}"
         return f"{super().extra_repr()}, {mixtures}, bias={self.bias is not None}"
+
+
+def _log_add(a: Tensor, b: Tensor) -> Tensor:
+    """Return log(e^a + e^b), without a gradient where both are -inf: that of a class which is masked."""
+    masked = a.isneginf() & b.isneginf()
+    return torch.logaddexp(a.masked_fill(masked, 0.0), b.masked_fill(masked, 0.0)).masked_fill(masked, -torch.inf)

@@ -14,6 +14,7 @@ from vastmax.heads.targets import shares
 from vastmax.reduction import reduce_rows
 from vastmax.scoring import linear_logits, linear_loss
 from vastmax.scoring.links import LogSigmoid
+from vastmax.validation import check_finite
 
 
 class OneVsAll(FlatHead):
@@ -75,7 +76,7 @@ class OneVsAll(FlatHead):
             target: (...) or (..., T) int64 class ids or `ignore_index`, or (..., V) labels in [0, 1]. A row of
                 `ignore_index` takes no part if its target is one class, and has no true label if it is several.
             sample_weight: (...) weight per row; the mean divides by their sum.
-            target_weight: (..., T) how true each of several labels is.
+            target_weight: (..., T) how true each of several labels is, in [0, 1].
 
         Raises:
             TypeError: a tensor of the wrong dtype.
@@ -100,6 +101,20 @@ class OneVsAll(FlatHead):
         )
         loss = found.new_zeros(ignored.shape).masked_scatter(~ignored, found)
         return reduce_rows(loss, reduction=self.reduction, weight=sample_weight, ignored=ignored)
+
+    def check(
+        self,
+        hidden: Tensor,
+        target: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+        target_weight: Tensor | None = None,
+    ) -> None:
+        """Raise TypeError or ValueError, naming the argument, unless the arguments fit this head."""
+        super().check(hidden, target, sample_weight, target_weight)
+        if target is not None and target.ndim == hidden.ndim:  # a row without a true label counts as any other
+            check_finite("hidden", hidden)
+        if target_weight is not None and (target_weight > 1).any():
+            raise ValueError(f"target_weight: expected labels in [0, 1], got {target_weight.max().item():g}")
 
     def _logistic(self, logits: Tensor, truth: Tensor, classes: Tensor | None = None) -> Tensor:
         """The loss (n,) of logits (n, V) and how true their labels are: those of `classes`, or all."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vastmax.heads.flat import FlatHead
-from vastmax.heads.targets import mean_weight, shares
+from vastmax.heads.targets import mean_weight, no_share, shares
 from vastmax.reduction import reduce_rows
 from vastmax.scoring import linear_cross_entropy, linear_soft_cross_entropy
 from vastmax.validation import check_finite, check_finite_number, check_per_class
@@ -93,8 +93,9 @@ class Softmax(FlatHead):
             self.divide(hidden),
             self.weight,
             target,
-            linear_bias=self._training_bias(),
+            linear_bias=self.exact_bias(),
             weight=self.class_weight,
+            logit_adjustment=self.logit_adjustment,
             sample_weight=sample_weight,
             reduction=self.reduction,
             ignore_index=self.ignore_index,
@@ -109,22 +110,21 @@ class Softmax(FlatHead):
     ) -> Tensor:
         """The loss of several true classes or of probabilities: every row is scored once."""
         if target.is_floating_point():
-            classes, share, ignored = (
-                None,
-                target,
-                torch.zeros(target.shape[:-1], dtype=torch.bool, device=target.device),
-            )
+            classes, share = None, target
         else:
-            classes, counted, share = shares(hidden, target, self.ignore_index, target_weight)
-            ignored = ~counted.any(-1)
+            classes, _, share = shares(hidden, target, self.ignore_index, target_weight)
+        ignored = no_share(share)
+        if sample_weight is not None:
+            ignored = ignored | (sample_weight == 0)
         share = share.to(torch.promote_types(hidden.dtype, torch.promote_types(self.weight.dtype, torch.float32)))
         found = linear_soft_cross_entropy(
             self.divide(hidden[~ignored]),
             self.weight,
             share[~ignored],
             None if classes is None else classes[~ignored],
-            linear_bias=self._training_bias(),
+            linear_bias=self.exact_bias(),
             weight=self.class_weight,
+            logit_adjustment=self.logit_adjustment,
             label_smoothing=self.label_smoothing,
             z_loss=self.z_loss,
             focal_gamma=self.focal_gamma,
@@ -136,13 +136,6 @@ class Softmax(FlatHead):
             weight = self.class_weight.to(loss.dtype)
             mass = mean_weight(share * (weight if classes is None else weight[classes]), share)
         return reduce_rows(loss, reduction=self.reduction, weight=sample_weight, mass=mass, ignored=ignored)
-
-    def _training_bias(self) -> Tensor | None:
-        bias = self.exact_bias()
-        if self.logit_adjustment is None:
-            return bias
-        adjustment = self.logit_adjustment.to(torch.promote_types(self.weight.dtype, torch.float32))
-        return adjustment if bias is None else bias + adjustment
 
     def extra_repr(self) -> str:
         """Describe the head as `nn.Linear` does, and what its loss has beside the cross-entropy."""

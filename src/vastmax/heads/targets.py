@@ -23,13 +23,11 @@ class TrueClasses:
         loss: (..., T), 0 in places that do not count.
         share: (..., T), 0 in places that do not count.
         classes: (..., T) ids, 0 in places that do not count; None where T is V and every class has its place.
-        counted: (..., T) bool; None where every place counts.
     """
 
     loss: Tensor
     share: Tensor
     classes: Tensor | None = None
-    counted: Tensor | None = None
 
     def loss_of_rows(self) -> Tensor:
         """The loss of each row (...); a class without a share adds nothing, though its loss were infinite."""
@@ -37,7 +35,7 @@ class TrueClasses:
 
     def reduce(self, reduction: str, sample_weight: Tensor | None, class_weight: Tensor | None) -> Tensor:
         """The loss of the rows, each class weighed, reduced."""
-        ignored = None if self.counted is None else ~self.counted.any(-1)
+        ignored = no_share(self.share)
         if class_weight is None:
             loss, mass = self.loss_of_rows(), None
         else:
@@ -45,6 +43,11 @@ class TrueClasses:
             share = self.share * (weight if self.classes is None else weight[self.classes])
             loss, mass = replace(self, share=share).loss_of_rows(), mean_weight(share, self.share)
         return reduce_rows(loss, reduction=reduction, weight=sample_weight, mass=mass, ignored=ignored)
+
+
+def no_share(share: Tensor) -> Tensor:
+    """Return which rows take no part, (...) bool: those whose target has no share of them."""
+    return share.sum(-1) == 0
 
 
 def mean_weight(weighted_share: Tensor, share: Tensor) -> Tensor:

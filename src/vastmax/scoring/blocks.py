@@ -64,6 +64,7 @@ class LinearScorer:
         class_weight: (V,) the weights of the mean logit $\sum_c v_c s_{rc}$, or None if it is not wanted.
         temperature: T.
         link: f, from scores to logits; the identity if None.
+        offset: (V,) what is added to the logits after the link, without a gradient of its own; None for nothing.
         block_size: classes in a block; chosen from the shapes if None.
     """
 
@@ -74,6 +75,7 @@ class LinearScorer:
     class_weight: Tensor | None = None
     temperature: float = 1.0
     link: Link | None = None
+    offset: Tensor | None = None
     block_size: int | None = None
 
     @property
@@ -121,8 +123,15 @@ class LinearScorer:
 
     def logits(self, rows: slice, classes: slice, buffer: Tensor) -> Tensor:
         """Make the logits of a block in `buffer`: (rows, classes)."""
-        scores = self.scores(rows, classes, buffer)
-        return scores if self.link is None else scores.copy_(self.link(scores))
+        return self.to_logits(self.scores(rows, classes, buffer), classes)
+
+    def to_logits(self, scores: Tensor, classes: slice) -> Tensor:
+        """Turn the scores of a block into its logits, in place."""
+        if self.link is not None:
+            scores.copy_(self.link(scores))
+        if self.offset is not None:
+            scores += self.offset[classes].to(self.dtype)
+        return scores
 
     def scores(self, rows: slice, classes: slice, buffer: Tensor) -> Tensor:
         """Score a block into `buffer`: (rows, classes), as yet without the link."""
@@ -177,7 +186,7 @@ class LinearScorer:
                 logits = self.scores(rows, classes, buffer)
                 if self.link is not None:
                     slope = self.link.slope(logits)
-                    logits.copy_(self.link(logits))
+                self.to_logits(logits, classes)
                 if gradients.class_weight is not None:
                     gradients.class_weight[classes].addmv_(logits.t(), upstream.mean_logit)
                 grad = logits.sub_(log_partition.unsqueeze(-1)).exp_()
@@ -201,9 +210,9 @@ class LinearScorer:
         """The tensors scored, in the order of the constructor."""
         return self.hidden, self.weight, self.bias, self.target, self.class_weight
 
-    def options(self) -> tuple[float, Link | None, int | None]:
+    def options(self) -> tuple[float, Link | None, Tensor | None, int | None]:
         """The rest of the constructor's arguments."""
-        return self.temperature, self.link, self.block_size
+        return self.temperature, self.link, self.offset, self.block_size
 
     def differentiable(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """The tensors that may want a gradient, in the order of `Gradients`."""

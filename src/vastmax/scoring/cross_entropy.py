@@ -35,6 +35,7 @@ def linear_cross_entropy(
     z_loss: float = 0.0,
     softcap: float | None = None,
     focal_gamma: float = 0.0,
+    logit_adjustment: Tensor | None = None,
     link: Link | None = None,
     block_size: int | None = None,
 ) -> Tensor:
@@ -67,6 +68,8 @@ def linear_cross_entropy(
         focal_gamma: $\gamma$, at least 0: how much less a class that is probable already counts (Lin et al., Focal
             Loss for Dense Object Detection, 2017). Beside `label_smoothing` it needs the probability of every
             class twice, so the gradient scores the logits again.
+        logit_adjustment: (V,) finite, added to the logits last of all, such as a multiple of the log-prior; a
+            setting, without a gradient.
         link: an increasing function from scores to logits, of `vastmax.scoring.links`, in place of `softcap`.
         block_size: classes scored at a time; chosen from the shapes if omitted.
 
@@ -88,9 +91,12 @@ def linear_cross_entropy(
     num_classes = linear_weight.shape[0]
     check_target(target, input.shape[:-1], num_classes, ignore_index)
     check_per_class("weight", weight, num_classes)
+    check_per_class("logit_adjustment", logit_adjustment, num_classes)
+    if logit_adjustment is not None:
+        check_finite("logit_adjustment", logit_adjustment)
     check_choice("reduction", reduction, REDUCTIONS)
     check_finite_number("temperature", temperature, above=0.0)
-    check_finite_number("z_loss", z_loss)
+    check_finite_number("z_loss", z_loss, at_least=0.0)
     check_finite_number("focal_gamma", focal_gamma, at_least=0.0)
     if softcap is not None:
         if link is not None:
@@ -108,7 +114,15 @@ def linear_cross_entropy(
     if label_smoothing > 0.0:
         smoothed = linear_weight.new_ones(num_classes) if weight is None else weight
     scorer = LinearScorer(
-        input[counted], linear_weight, linear_bias, label, smoothed, temperature, link, block_size
+        input[counted],
+        linear_weight,
+        linear_bias,
+        label,
+        smoothed,
+        temperature,
+        link,
+        None if logit_adjustment is None else logit_adjustment.detach(),
+        block_size,
     )
     target_weight = torch.ones(label.shape, dtype=scorer.dtype, device=label.device)
     if weight is not None:
@@ -125,11 +139,14 @@ def linear_cross_entropy(
             return loss.new_zeros(target.shape).masked_scatter(counted, loss)
         return loss.sum()
 
+    idle = row_weight * target_weight == 0
     mean_weight = 0.0 if smoothed is None else smoothed.to(scorer.dtype).mean()
 
     def row_loss(statistics: RowStatistics, rows: slice) -> Tensor:
         log_z, target_logit, weighted_sum = statistics
-        loss = (1 - label_smoothing) * focal(target_logit - log_z, focal_gamma) + z_loss * log_z.square()
+        # A row of no weight counts for nothing, though its target's log-probability were -inf.
+        log_p = (target_logit - log_z).masked_fill(idle[rows], 0.0)
+        loss = (1 - label_smoothing) * focal(log_p, focal_gamma) + z_loss * log_z.square()
         loss = target_weight[rows] * loss
         if label_smoothing > 0:
             loss = loss + label_smoothing * (mean_weight * log_z - weighted_sum / num_classes)
@@ -148,6 +165,8 @@ def _smoothed_focal(
 
     def loss(scores: Tensor, label: Tensor, target_weight: Tensor, class_weight: Tensor) -> Tensor:
         logits = scores if scorer.link is None else scorer.link(scores)
+        if scorer.offset is not None:
+            logits = logits + scorer.offset.to(logits.dtype)
         log_z = logits.logsumexp(-1)
         term = focal(logits - log_z.unsqueeze(-1), gamma)
         of_target = term.gather(-1, label.unsqueeze(-1)).squeeze(-1)

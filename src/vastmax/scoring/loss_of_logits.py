@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
 from vastmax.scoring import blocks
 from vastmax.scoring.blocks import uncompiled
@@ -70,7 +69,8 @@ class _BlockedLoss(torch.autograd.Function):
                 found = torch.autograd.grad(value, [logits, *wanted], upstream[rows], allow_unused=True)
                 grad_logits, remaining = found[0], iter(found[1:])
                 if grad_hidden is not None:
-                    grad_hidden[rows] = grad_logits @ weight.to(dtype)
+                    for classes in _class_blocks(weight, dtype):
+                        grad_hidden[rows].addmm_(grad_logits[:, classes], weight[classes].to(dtype))
                 if grad_weight is not None:
                     grad_weight.addmm_(grad_logits.t(), hidden[rows].to(dtype))
                 if grad_bias is not None:
@@ -95,7 +95,19 @@ def _dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     dtype = _dtype(hidden, weight)
-    return functional.linear(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+    hidden = hidden.to(dtype)
+    logits = hidden.new_empty(hidden.shape[0], weight.shape[0])
+    for classes in _class_blocks(weight, dtype):
+        torch.mm(hidden, weight[classes].to(dtype).t(), out=logits[:, classes])
+    return logits if bias is None else logits.add_(bias.to(dtype))
+
+
+def _class_blocks(weight: Tensor, dtype: torch.dtype) -> Iterator[slice]:
+    """All classes at once, or so few that their rows, converted to another dtype, are one block of memory."""
+    num_classes, width = weight.shape
+    step = num_classes if weight.dtype == dtype else max(1, blocks.BLOCK_ELEMENTS // max(width, 1))
+    for start in range(0, num_classes, step):
+        yield slice(start, min(start + step, num_classes))
 
 
 def _row_blocks(hidden: Tensor, weight: Tensor) -> Iterator[slice]:

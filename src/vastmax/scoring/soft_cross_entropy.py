@@ -20,6 +20,7 @@ def linear_soft_cross_entropy(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     focal_gamma: float = 0.0,
+    logit_adjustment: Tensor | None = None,
     link: Link | None = None,
 ) -> Tensor:
     r"""Return the cross-entropy of each row with a soft target, the rows' logits made a few rows at a time.
@@ -40,6 +41,7 @@ def linear_soft_cross_entropy(
         label_smoothing: share of the target's mass spread evenly over the classes.
         z_loss: coefficient of the squared log-partition.
         focal_gamma: how much less a class that is probable already counts.
+        logit_adjustment: (V,) added to the logits last of all; a setting, without a gradient.
         link: an increasing function from scores to logits, of `vastmax.scoring.links`.
 
     Returns:
@@ -58,17 +60,21 @@ def linear_soft_cross_entropy(
 
     def loss(scores: Tensor, share: Tensor, *tables: Tensor) -> Tensor:
         logits = scores if link is None else link(scores)
+        if logit_adjustment is not None:
+            logits = logits + logit_adjustment.detach().to(logits.dtype)
         remaining = list(tables)
         target = share.to(logits.dtype)
         if classes is not None:
             target = logits.new_zeros(logits.shape).scatter_add(-1, remaining.pop(0), target)
         class_weight = remaining.pop(0).to(logits.dtype) if remaining else logits.new_ones(())
         log_z = logits.logsumexp(-1)
-        term = focal(logits - log_z.unsqueeze(-1), focal_gamma)
         mass = target.sum(-1, keepdim=True)
-        smoothed = (1 - label_smoothing) * target + label_smoothing / logits.shape[-1] * mass
-        cross_entropy = (smoothed * class_weight * term.masked_fill(smoothed == 0, 0.0)).sum(-1)
-        return cross_entropy + z_loss * (target * class_weight).sum(-1) * log_z.square()
+        weight = class_weight * ((1 - label_smoothing) * target + label_smoothing / logits.shape[-1] * mass)
+        # A class of no weight counts for nothing, though its log-probability were -inf.
+        log_p = (logits - log_z.unsqueeze(-1)).masked_fill(weight == 0, 0.0)
+        return (weight * focal(log_p, focal_gamma)).sum(-1) + z_loss * (target * class_weight).sum(
+            -1
+        ) * log_z.square()
 
     return linear_loss(
         loss,
