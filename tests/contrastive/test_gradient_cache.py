@@ -1,6 +1,7 @@
 """Backpropagation by chunks against one plain backward pass over the same chunks."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -195,6 +196,45 @@ def test_batch_normalisation_in_training_is_refused_and_in_evaluation_not():
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-6)
 
 
+class Pair(nn.Module):
+    """Two encoders in one module, called by their methods."""
+
+    def __init__(self):
+        super().__init__()
+        self.text, self.image = nn.Linear(D, 3), nn.Sequential(nn.Linear(D, 3), nn.BatchNorm1d(3))
+
+    def encode_text(self, x):
+        return self.text(x)
+
+    def encode_image(self, x, scale=1.0):
+        return scale * self.image(x)
+
+
+def encode(model, x):
+    return model(x)
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        lambda model: model.encode_image,
+        lambda model: partial(model.encode_image, scale=2.0),
+        lambda model: partial(partial(encode, model.image)),
+        lambda model: partial(torch.nn.Module.__call__, model.image),
+        lambda model: partial(lambda x, scale, f: f(x, scale=scale), scale=2.0, f=model.encode_image),
+    ],
+    ids=["method", "partial of a method", "argument", "first argument", "keyword"],
+)
+def test_batch_normalisation_behind_a_method_or_a_partial_is_refused(encoder):
+    model, inputs = Pair(), [torch.randn(N, D)] * 2
+    with pytest.raises(ValueError, match=r"encoders\[1\]: .* got BatchNorm1d '(image\.)?1' in training mode"):
+        cached_backward(info_nce, [nn.Linear(D, 3), encoder(model)], inputs, chunk_size=4)
+    assert all(gradient is None for gradient in gradients(model))
+    model.eval()
+    cached_backward(info_nce, [nn.Linear(D, 3), encoder(model)], inputs, chunk_size=4)
+    assert model.image[0].weight.grad is not None
+
+
 X = torch.ones(N, D)
 
 
@@ -236,6 +276,12 @@ def test_errors(encoders, inputs, chunk_size, error, message):
 def test_a_loss_that_is_no_scalar():
     with pytest.raises(ValueError, match=r"loss: expected a scalar of all rows, got \(10,\)"):
         cached_backward(lambda q, k: info_nce(q, k, reduction="none"), [nn.Identity()] * 2, [X, X], chunk_size=4)
+
+
+def test_a_loss_without_a_gradient():
+    for constant in (lambda q, k: torch.tensor(1.0), lambda q, k: info_nce(q.detach(), k.detach())):
+        with pytest.raises(ValueError, match="loss: expected a value that depends on the embeddings"):
+            cached_backward(constant, [nn.Linear(D, 3)] * 2, [X, X], chunk_size=4)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -407,3 +407,9 @@ def test_bad_input(case):
     call, error, message = WRONG[case]
     with pytest.raises(error, match=message):
         call()
+
+
+def test_data_to_fit_that_are_no_tensor():
+    estimator = NCE(UnnormalizedGaussian(1), Independent(Normal(torch.zeros(1), torch.ones(1)), 1))
+    with pytest.raises(TypeError, match="x: expected a tensor, got list"):
+        fit(estimator, [1, 2])

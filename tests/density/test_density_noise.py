@@ -32,6 +32,23 @@ def test_uniform_noise_is_a_box_around_the_data(margin):
         noise.log_prob(X.amax(0) + 1.01 * margin * extent)
 
 
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.tensor([[1e8], [1e8 + 8]]),
+        torch.tensor([[-1e8 - 8], [-1e8]]),
+        torch.tensor([[1e17], [1e17 + 16]], dtype=torch.float64),
+        torch.tensor([[256.0, -256.0], [258.0, -258.0]], dtype=torch.bfloat16),
+        torch.tensor([[-1e-45], [0.0]]),
+    ],
+    ids=["float32", "below 0", "float64", "bfloat16", "at 0"],
+)
+def test_uniform_noise_has_a_density_at_data_whose_margin_is_rounded_off(x):
+    noise = uniform_noise(x)
+    assert noise.log_prob(x).isfinite().all()
+    assert (noise.base_dist.low <= x.amin(0)).all()
+
+
 def test_mixture_noise_finds_the_parts():
     x = torch.cat([X[:50] * 0.1, X[50:] + 30])
     noise = mixture_noise(x, 2)

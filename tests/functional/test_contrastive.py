@@ -345,6 +345,8 @@ def test_the_bound_on_gaussians_of_known_information():
         ({"temperature": torch.ones(N)}, ValueError, r"temperature: .* tensor \(\), got torch.float32 \(6,\)"),
         ({"hard_negative_weight": -0.1}, ValueError, "hard_negative_weight: expected .* of at least 0, got -0.1"),
         ({"sample_weight": torch.ones(2)}, ValueError, r"sample_weight: expected shape \(6,\)"),
+        ({"sample_weight": torch.full((N,), -1.0)}, ValueError, "sample_weight: expected weights of at least 0"),
+        ({"sample_weight": [1.0] * N}, TypeError, "sample_weight: expected a floating-point tensor"),
         ({"reduction": "max"}, ValueError, "reduction: expected one of none, mean, sum, got 'max'"),
     ],
 )

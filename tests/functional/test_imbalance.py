@@ -126,6 +126,8 @@ def test_effective_number_weights():
     [
         (lambda s, t: F.focal_loss(s, t, gamma=-1.0), "gamma: expected a finite number of at least 0, got -1.0"),
         (lambda s, t: F.focal_loss(s, t, alpha=torch.ones(3)), r"alpha: expected shape \(5,\)"),
+        (lambda s, t: F.focal_loss(s, t, alpha=torch.tensor([torch.nan, 1, 1, 1, 1])), "alpha: expected finite"),
+        (lambda s, t: F.focal_loss(s, t, alpha=torch.tensor([-1.0, 1, 1, 1, 1])), "alpha: expected weights of at"),
         (lambda s, t: F.focal_loss(s, t + V), r"target: expected class ids in \[0, 5\)"),
         (lambda s, t: F.logit_adjusted_cross_entropy(s, t, torch.zeros(4)), r"log_prior: expected shape \(5,\)"),
         (lambda s, t: F.logit_adjusted_cross_entropy(s, t, COUNTS.log()), "log_prior: expected finite values"),
@@ -141,3 +143,10 @@ def test_errors(call, message):
     logits, target, _ = problem()
     with pytest.raises(ValueError, match=message):
         call(logits, target)
+
+
+@pytest.mark.parametrize("prior", [None, [0.0] * V])
+def test_a_prior_that_is_no_tensor(prior):
+    logits, target, _ = problem()
+    with pytest.raises(TypeError, match=r"log_prior: expected a floating-point tensor \(5,\), got"):
+        F.logit_adjusted_cross_entropy(logits, target, prior)

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from losses import LOSSES, K
+from losses import LOG_COUNT, LOSSES, K
+
+from vastmax import functional as F
 
 
 @pytest.fixture(params=LOSSES.values(), ids=LOSSES)
@@ -144,3 +146,38 @@ def test_every_logit_matters(loss):
     s = logits(4)
     found = gradient(loss(s, reduction="none"), s)
     assert (found != 0).all()
+
+
+@pytest.mark.parametrize(
+    ("weight", "error", "message"),
+    [
+        (torch.tensor([1.0, -1.0]), ValueError, "sample_weight: expected weights of at least 0, got -1.0"),
+        (torch.tensor([1.0, torch.nan]), ValueError, "sample_weight: expected finite values, got nan"),
+        (torch.ones(3), ValueError, r"sample_weight: expected shape \(2,\), one per row, got \(3,\)"),
+        ([1.0, 1.0], TypeError, "sample_weight: expected a floating-point tensor"),
+    ],
+)
+def test_weights_of_rows_are_checked(loss, weight, error, message):
+    if loss.sampled:
+        pytest.skip("it takes no weights")
+    with pytest.raises(error, match=message):
+        loss(logits(2), sample_weight=weight)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda s, y: F.cross_entropy(s, y),
+        lambda s, y: F.kl_divergence(s, y),
+        lambda s, y: F.focal_loss(s, y),
+        lambda s, y: F.logit_adjusted_cross_entropy(s, y, LOG_COUNT),
+        lambda s, y: F.topk_softmax_loss(s, y, 3),
+        lambda s, y: F.sparsemax_loss(s, y),
+        lambda s, y: F.entmax_loss(s, y, 1.5),
+    ],
+    ids=["cross_entropy", "kl_divergence", "focal", "logit_adjusted", "topk_softmax", "sparsemax", "entmax"],
+)
+@pytest.mark.parametrize("target", [[0, 1], None])
+def test_a_target_that_is_no_tensor(call, target):
+    with pytest.raises(TypeError, match=r"target: expected .*, got (list|NoneType)"):
+        call(logits(2), target)

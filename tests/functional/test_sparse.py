@@ -367,6 +367,19 @@ def test_alpha_that_does_not_fit():
         F.entmax_loss(torch.zeros(3, 4), torch.tensor([0, 1, 2]), "2")
 
 
+@pytest.mark.parametrize("mapping", [F.entmax, F.log_entmax])
+def test_alpha_is_no_bool(mapping):
+    with pytest.raises(TypeError, match="alpha: expected a number, got True"):
+        mapping(torch.zeros(3, 4), True)
+
+
+@pytest.mark.parametrize("name", MAPPINGS)
+@pytest.mark.parametrize("dim", [2, 7, -3])
+def test_axis_out_of_range(name, dim):
+    with pytest.raises(ValueError, match=rf"dim: expected an axis of logits of shape \(3, 4\), got {dim}"):
+        MAPPINGS[name](torch.zeros(3, 4), dim=dim)
+
+
 @pytest.mark.parametrize("k", [0, 5, 1.5])
 def test_k_out_of_range(k):
     for call in (F.topk_softmax, lambda x, k: F.topk_softmax_loss(x, torch.tensor([0]), k)):

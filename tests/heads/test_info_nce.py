@@ -61,15 +61,42 @@ def test_a_learned_temperature_stays_above_its_bound_and_can_leave_it():
     with torch.no_grad():
         head.log_temperature.fill_(-9.0)
     assert (1 / head.temperature).item() == pytest.approx(100.0)
-    query = torch.eye(2)
-    head(query, query.flip(0)).backward()  # all rows wrong: T wants to rise
-    assert head.log_temperature.item() == pytest.approx(-math.log(100.0))
+    query, wrong, at_bound = torch.eye(2), torch.eye(2).flip(0), InfoNCE(0.01, learn_temperature=True)
+    for module in (head, at_bound):
+        module(query, wrong).backward()  # T wants to rise
+    torch.testing.assert_close(head.log_temperature.grad, at_bound.log_temperature.grad)
     assert head.log_temperature.grad < -1
-    head.eval()
-    with torch.no_grad():
-        head.log_temperature.fill_(-9.0)
-    head(query, query)
     assert head.log_temperature == -9.0
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
+    while head.log_temperature <= -math.log(100.0):
+        before = head.log_temperature.item()
+        optimizer.zero_grad()
+        head(query, wrong).backward()
+        optimizer.step()
+        assert head.log_temperature > before
+
+
+def test_a_learned_temperature_at_its_bound_does_not_drift_away():
+    """Where the loss wants T below the bound, a parameter below gets no gradient, and one above its own."""
+    query = torch.eye(3) + 0.2
+    for start, drifts in ((-math.log(5.0) - 0.5, False), (-math.log(5.0) + 0.5, True)):
+        head = InfoNCE(0.2, learn_temperature=True, max_scale=5.0)
+        with torch.no_grad():
+            head.log_temperature.fill_(start)
+        head(query, query).backward()  # all rows right: T wants to fall
+        assert (head.log_temperature.grad > 0) == drifts
+
+
+@pytest.mark.parametrize("log_temperature", [-1.0, -9.0])
+def test_losses_of_two_calls_add_up(log_temperature):
+    head = InfoNCE(0.5, learn_temperature=True).double()
+    with torch.no_grad():
+        head.log_temperature.fill_(log_temperature)
+    pairs = [(QUERY, KEY), (KEY, NEGATIVES[[0, 1, 2, 3, 0, 1]])]
+    (head(*pairs[0]) + head(*pairs[1])).backward()
+    one_by_one = [torch.autograd.grad(head(*pair), head.log_temperature)[0] for pair in pairs]
+    assert all(gradient != 0 for gradient in one_by_one)
+    torch.testing.assert_close(head.log_temperature.grad, sum(one_by_one))
 
 
 def test_the_queue_holds_past_keys_as_negatives():
@@ -193,3 +220,6 @@ def test_call_errors():
 
 def test_repr():
     assert repr(InfoNCE(0.1, learn_temperature=True)) == "InfoNCE(temperature=0.1, learned, normalize=True)"
+    assert repr(InfoNCE(0.1, normalize=False)) == "InfoNCE(temperature=0.1, normalize=False)"
+    with torch.device("meta"):
+        assert repr(InfoNCE(0.1, learn_temperature=True)) == "InfoNCE(temperature=learned, normalize=True)"

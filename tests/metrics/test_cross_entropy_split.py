@@ -52,6 +52,27 @@ def test_a_class_that_the_model_gives_no_probability():
     assert split.compute() == pytest.approx((math.inf, math.log(2), math.inf))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_probabilities_that_were_rounded_are_made_to_sum_to_one(dtype):
+    generator = torch.Generator().manual_seed(0)
+    p = torch.rand(4, 1000, generator=generator).softmax(-1).to(dtype)
+    assert (p.double().sum(-1) != 1).all()
+    log_q = torch.randn(4, 1000, generator=generator, dtype=torch.float64).log_softmax(-1)
+    found, exact = CrossEntropySplit(), CrossEntropySplit()
+    found.update(p, log_q)
+    exact.update(p.double() / p.double().sum(-1, keepdim=True), log_q)
+    assert found.compute() == pytest.approx(exact.compute(), rel=1e-12)
+
+
+def test_rows_of_weight_zero_count_for_nothing():
+    p, log_q = torch.tensor([[0.5, 0.5, 0.0]] * 2), torch.tensor([[0.5, 0.0, 0.5], [0.25, 0.25, 0.5]]).log()
+    split = CrossEntropySplit()
+    split.update(p, log_q, sample_weight=torch.tensor([0.0, 3.0]))
+    split.update(p[0], log_q[0], sample_weight=torch.tensor(0.0))
+    assert split.weight == 3
+    assert split.compute() == pytest.approx((math.log(4), math.log(2), math.log(2)), rel=1e-6)
+
+
 def test_known_answer_of_a_certain_target():
     split = CrossEntropySplit()
     split.update(torch.tensor([0.0, 1.0, 0.0]), torch.tensor([0.3, 0.4, 0.3]).log())
@@ -66,7 +87,9 @@ def test_wrong_input():
     for wrong, message in (
         ((p[:3], q.log()), "target_probability: expected shape"),
         ((p * 1.1, q.log()), "target_probability: expected probabilities"),
-        ((p, q.log() * torch.nan), "log_prob: expected log-probabilities, got NaN"),
+        ((p, q.log() * torch.nan), "log_prob: expected log-probabilities, got nan"),
+        ((p, q.log() * -torch.inf), "log_prob: expected log-probabilities, got inf"),
+        ((p, q.log() * torch.inf), "log_prob: expected a finite log-probability in every row, got one of -inf"),
     ):
         with pytest.raises(ValueError, match=message):
             split.update(*wrong)

@@ -85,6 +85,9 @@ def test_wrong_input():
     for k in ((), (0,)):
         with pytest.raises(ValueError, match="k: expected"):
             Ranking(k)
+    for k in (5, None, {1, 5}):
+        with pytest.raises(TypeError, match=r"k: expected a sequence of cutoffs, got .* of type"):
+            Ranking(k)
     ranking = Ranking((1, 7))
     for wrong, message in (
         ((indices[:, :6], target), "indices: expected shape .* K >= 7"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from types import MethodType
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +53,9 @@ def cached_backward(
     Raises:
         TypeError: inputs that are not tensors, or an encoder that returns none.
         ValueError: encoders and inputs that do not pair, no rows or not as many everywhere, a loss that is not a
-            scalar, or an encoder with a batch normalisation in training mode, whose rows depend on their chunk.
+            scalar or has no gradient, or an encoder with a batch normalisation in training mode, whose rows depend
+            on their chunk: in a module, or in that of a bound method or a `functools.partial`. One inside any
+            other function, as a lambda, cannot be seen.
 
     References:
         Gao, Zhang, Han and Callan, Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup, 2021.
@@ -76,6 +80,8 @@ def cached_backward(
     if not isinstance(value, Tensor) or value.ndim != 0:
         seen = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"loss: expected a scalar of all rows, got {seen}")
+    if not value.requires_grad:
+        raise ValueError("loss: expected a value that depends on the embeddings, got one without a gradient")
     _backward(value)
 
     after = _random_state()
@@ -170,11 +176,21 @@ def _set_random_state(state: RandomState) -> None:
 def _check_rows_are_independent(name: str, encoder: Encoder) -> None:
     if not callable(encoder):
         raise TypeError(f"{name}: expected a callable, got {type(encoder).__name__}")
-    if not isinstance(encoder, nn.Module):
-        return
-    for path, module in encoder.named_modules():
-        if isinstance(module, _BatchNorm) and module.training:
-            raise ValueError(
-                f"{name}: expected rows that do not depend on the others of their chunk, got "
-                f"{type(module).__name__} {path!r} in training mode; .eval() uses its running statistics"
-            )
+    for root in _modules_behind(encoder):
+        for path, module in root.named_modules():
+            if isinstance(module, _BatchNorm) and module.training:
+                raise ValueError(
+                    f"{name}: expected rows that do not depend on the others of their chunk, got "
+                    f"{type(module).__name__} {path!r} in training mode; .eval() uses its running statistics"
+                )
+
+
+def _modules_behind(function: object) -> Iterator[nn.Module]:
+    """The modules that a function is known to use: itself, its method's, and those bound by a partial."""
+    if isinstance(function, nn.Module):
+        yield function
+    elif isinstance(function, partial):
+        for part in (function.func, *function.args, *function.keywords.values()):
+            yield from _modules_behind(part)
+    elif isinstance(function, MethodType):
+        yield from _modules_behind(function.__self__)

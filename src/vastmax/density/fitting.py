@@ -48,6 +48,8 @@ def fit(estimator: NCE, x: Tensor, *, max_iter: int = 500, tolerance: float = 1e
     """
     check_positive_int("max_iter", max_iter)
     check_finite_number("tolerance", tolerance, above=0.0)
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
     if estimator.reduction != "mean":
         raise ValueError(f"estimator: expected reduction='mean', got {estimator.reduction!r}")
     parameters = [parameter for parameter in estimator.parameters() if parameter.requires_grad]

@@ -44,7 +44,8 @@ def uniform_noise(x: Tensor, margin: float = 0.1) -> Independent[Uniform]:
 
     $$q = \prod_i \mathcal U(a_i - m (b_i - a_i),\ b_i + m (b_i - a_i))$$
 
-    for features between $a_i$ and $b_i$. Data outside the box are an error of the estimator.
+    for features between $a_i$ and $b_i$. Data outside the box are an error of the estimator. Where rounding leaves
+    nothing of the margin, the box still reaches past $b_i$, which is no part of it.
 
     Args:
         x: (n, d).
@@ -64,7 +65,9 @@ def uniform_noise(x: Tensor, margin: float = 0.1) -> Independent[Uniform]:
         place = int((low == high).nonzero()[0])
         raise ValueError(f"x: expected features that vary, got {low[place].item():g} throughout feature {place}")
     room = margin * (high - low)
-    return Independent(Uniform(low - room, high + room), 1)
+    # The density of torch's uniform is 0 at the upper end itself.
+    above = torch.nextafter(high, torch.full_like(high, torch.inf))
+    return Independent(Uniform(low - room, torch.maximum(high + room, above)), 1)
 
 
 def mixture_noise(x: Tensor, num_components: int, *, seed: int = 0) -> MixtureSameFamily:

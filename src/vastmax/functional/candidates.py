@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vastmax.functional.precision import at_least_float32
 from vastmax.validation import check_finite
 
 
@@ -86,13 +87,13 @@ def uncorrected(target_logit: Tensor, sampled_logit: Tensor, mask: Tensor | None
     rows = target_logit.shape
     if sampled_logit.shape[:-1] != rows or sampled_logit.ndim == 0:
         raise ValueError(f"sampled_logit: expected shape {(*rows, 'K')}, got {tuple(sampled_logit.shape)}")
-    return _wide(target_logit), _masked(_wide(sampled_logit), mask)
+    return at_least_float32(target_logit), _masked(at_least_float32(sampled_logit), mask)
 
 
 def log_ratio(sampled_logit: Tensor, sampled_log_count: Tensor, mask: Tensor | None) -> Tensor:
     """Logit less log count: the log of the term that each candidate adds to an estimate of Z."""
     check_candidates("sampled_log_count", sampled_log_count, sampled_logit)
-    logit = _wide(sampled_logit)
+    logit = at_least_float32(sampled_logit)
     return _masked(logit - sampled_log_count.to(logit.dtype), mask)
 
 
@@ -111,7 +112,3 @@ def check_candidates(name: str, values: Tensor, sampled_logit: Tensor) -> None:
             f"{name}: expected shape {tuple(sampled_logit.shape[-1:])} or {tuple(sampled_logit.shape)}, "
             f"got {tuple(values.shape)}"
         )
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -18,6 +18,7 @@ from vastmax.functional.contrastive_negatives import (
     negative_log_mass,
     own_logits,
 )
+from vastmax.functional.precision import at_least_float32
 from vastmax.reduction import REDUCTIONS, check_sample_weight, reduce_rows
 from vastmax.scoring import linear_cross_entropy, linear_log_partition, linear_loss
 from vastmax.validation import check_choice, check_finite, check_finite_number, check_hidden, check_scalar
@@ -91,7 +92,7 @@ def info_nce(
     check_finite_number("hard_negative_weight", hard_negative_weight, at_least=0.0)
     if labels is not None:
         _check_labels(labels, len(query))
-    query, key = _wide(query), _wide(key)
+    query, key = at_least_float32(query), at_least_float32(key)
     loss = partial(
         _one_direction,
         negatives=negatives,
@@ -177,7 +178,7 @@ def siglip_loss(
     """
     _check_pairs(temperature, None, reduction, image=image, text=text)
     check_scalar("bias", bias)
-    image = _wide(image) / temperature
+    image = at_least_float32(image) / temperature
     every_bias = torch.as_tensor(bias, dtype=image.dtype, device=image.device).expand(len(text))
     own = torch.arange(len(text), device=text.device)
     loss = linear_loss(_sigmoid_pairs, image, text, linear_bias=every_bias, rows=(own,))
@@ -240,10 +241,6 @@ def _label_means(key: Tensor, labels: Tensor) -> Tensor:
     size = group.bincount()
     total = key.new_zeros(len(size), key.shape[1]).index_add(0, group, key)
     return (total / size.unsqueeze(-1))[group]
-
-
-def _wide(rows: Tensor) -> Tensor:
-    return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
 
 def _check_pairs(

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vastmax.functional.entmax_solver import solve
+from vastmax.functional.precision import at_least_float32
 from vastmax.functional.softmax import check_logits, log_softmax, softmax
 from vastmax.scoring.blocks import uncompiled
 from vastmax.validation import check_finite_number, check_positive_int
@@ -39,7 +40,7 @@ def topk_softmax(logits: Tensor, k: int, dim: int = -1) -> Tensor:
 
     Raises:
         TypeError: logits that are not floating, or k not an integer.
-        ValueError: k out of range, a row that holds NaN or +inf, or in which every class is masked.
+        ValueError: k or the axis out of range, a row that holds NaN or +inf, or in which every class is masked.
 
     Example:
         >>> topk_softmax(torch.tensor([1.0, 3.0, 3.0, 2.0]), 2)
@@ -47,7 +48,7 @@ def topk_softmax(logits: Tensor, k: int, dim: int = -1) -> Tensor:
     """
     check_logits(logits, dim)
     check_k(k, logits.shape[dim])
-    values, indices = _wide(logits).topk(k, dim)
+    values, indices = at_least_float32(logits).topk(k, dim)
     found = functional.softmax(values, dim)
     return torch.zeros_like(logits, dtype=found.dtype).scatter(dim, indices, found).to(logits.dtype)
 
@@ -66,7 +67,7 @@ def sparsemax(logits: Tensor, dim: int = -1) -> Tensor:
 
     Raises:
         TypeError: logits that are not floating.
-        ValueError: a row that holds NaN or +inf, or in which every class is masked.
+        ValueError: no such axis, a row that holds NaN or +inf, or in which every class is masked.
 
     References:
         Martins and Astudillo, From Softmax to Sparsemax, 2016.
@@ -92,7 +93,7 @@ def entmax15(logits: Tensor, dim: int = -1) -> Tensor:
 
     Raises:
         TypeError: logits that are not floating.
-        ValueError: a row that holds NaN or +inf, or in which every class is masked.
+        ValueError: no such axis, a row that holds NaN or +inf, or in which every class is masked.
 
     References:
         Peters, Niculae and Martins, Sparse Sequence-to-Sequence Models, 2019.
@@ -123,8 +124,8 @@ def entmax(logits: Tensor, alpha: float | Tensor, dim: int = -1) -> Tensor:
 
     Raises:
         TypeError: logits or alpha that are not floating.
-        ValueError: alpha below 1 or of a shape that does not fit, a row that holds NaN or +inf, or in which every
-            class is masked.
+        ValueError: alpha below 1 or of a shape that does not fit, no such axis, a row that holds NaN or +inf, or
+            in which every class is masked.
 
     References:
         Peters, Niculae and Martins, Sparse Sequence-to-Sequence Models, 2019.
@@ -136,7 +137,7 @@ def entmax(logits: Tensor, alpha: float | Tensor, dim: int = -1) -> Tensor:
                 [0.5292, 0.3937, 0.0770],
                 [0.6000, 0.4000, 0.0000]])
     """
-    if not isinstance(alpha, Tensor) and alpha == 1:
+    if _is_softmax(alpha):
         return softmax(logits, dim)
     return _entmax(logits, alpha, dim, log=False)
 
@@ -155,23 +156,28 @@ def log_entmax(logits: Tensor, alpha: float | Tensor, dim: int = -1) -> Tensor:
 
     Raises:
         TypeError: logits or alpha that are not floating.
-        ValueError: alpha below 1 or of a shape that does not fit, a row that holds NaN or +inf, or in which every
-            class is masked.
+        ValueError: alpha below 1 or of a shape that does not fit, no such axis, a row that holds NaN or +inf, or
+            in which every class is masked.
 
     Example:
         >>> log_entmax(torch.tensor([1.0, 0.8, 0.1]), 2.0)
         tensor([-0.5108, -0.9163,    -inf])
     """
-    if not isinstance(alpha, Tensor) and alpha == 1:
+    if _is_softmax(alpha):
         return log_softmax(logits, dim)
     return _entmax(logits, alpha, dim, log=True)
+
+
+def _is_softmax(alpha: float | Tensor) -> bool:
+    """Whether alpha is the number 1; a tensor is not looked into, for it may want a gradient."""
+    return not isinstance(alpha, Tensor) and check_finite_number("alpha", alpha, at_least=1.0) == 1
 
 
 @uncompiled
 def _entmax(logits: Tensor, alpha: float | Tensor, dim: int, *, log: bool) -> Tensor:
     check_logits(logits, dim)
     order = entmax_order(alpha, logits, dim)
-    wide = _wide(logits).movedim(dim, -1)
+    wide = at_least_float32(logits).movedim(dim, -1)
     found: Tensor = _Entmax.apply(wide.reshape(-1, wide.shape[-1]), order, log)  # type: ignore[no-untyped-call]
     return found.view(wide.shape).movedim(-1, dim).to(logits.dtype)
 
@@ -270,7 +276,3 @@ def check_k(k: int, num_classes: int) -> None:
     """Raise unless k is an integer from 1 to the number of classes."""
     if check_positive_int("k", k) > num_classes:
         raise ValueError(f"k: expected at most the number of classes, {num_classes}, got {k}")
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))

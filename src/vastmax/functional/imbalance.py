@@ -12,10 +12,18 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn import functional
 
-from vastmax.functional.softmax import check_logits, cross_entropy
+from vastmax.functional.precision import at_least_float32
+from vastmax.functional.softmax import check_loss_rows, cross_entropy
 from vastmax.reduction import reduce_rows
 from vastmax.scoring.focal import focal
-from vastmax.validation import check_counts, check_finite, check_finite_number, check_per_class, check_target
+from vastmax.validation import (
+    check_class_weight,
+    check_counts,
+    check_finite,
+    check_finite_number,
+    check_per_class,
+    check_target,
+)
 
 
 def log_prior(counts: Tensor | ArrayLike, *, pseudocount: float = 1.0) -> Tensor:
@@ -118,7 +126,7 @@ def focal_loss(
         logits: (..., V), floating; -inf masks a class.
         target: (...) int64 class ids.
         gamma: at least 0; the gradient is finite up to p = 1 for all of them.
-        alpha: (V,) weight per class; 1 if omitted.
+        alpha: (V,) weight per class, at least 0; 1 if omitted.
         sample_weight: (...) weight per row; the mean divides by their sum.
         ignore_index: rows with this target take no part; None for no such id.
         reduction: `"mean"`, `"sum"` or `"none"`.
@@ -128,7 +136,8 @@ def focal_loss(
 
     Raises:
         TypeError: a tensor of the wrong dtype.
-        ValueError: shapes that do not fit, a target out of range, a negative `gamma`.
+        ValueError: shapes that do not fit, a target out of range, a negative `gamma`, a weight that is negative or
+            not finite.
 
     References:
         Lin et al., Focal Loss for Dense Object Detection, 2017.
@@ -139,13 +148,12 @@ def focal_loss(
         tensor(0.2500)
     """
     check_finite_number("gamma", gamma, at_least=0.0)
-    check_logits(logits, -1)
+    check_loss_rows(logits, sample_weight)
     check_target(target, logits.shape[:-1], logits.shape[-1], ignore_index)
-    check_per_class("alpha", alpha, logits.shape[-1])
+    check_class_weight("alpha", alpha, logits.shape[-1])
     ignored = torch.zeros_like(target, dtype=torch.bool) if ignore_index is None else target == ignore_index
     label = target.masked_fill(ignored, 0)
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    log_p = functional.log_softmax(wide, -1).gather(-1, label.unsqueeze(-1)).squeeze(-1)
+    log_p = functional.log_softmax(at_least_float32(logits), -1).gather(-1, label.unsqueeze(-1)).squeeze(-1)
     loss, mass = focal(log_p, gamma), None
     if alpha is not None:
         mass = alpha.to(loss.dtype)[label]
@@ -185,7 +193,8 @@ def logit_adjusted_cross_entropy(
 
     Raises:
         TypeError: a tensor of the wrong dtype.
-        ValueError: shapes that do not fit, a target out of range, a prior that is not finite.
+        ValueError: shapes that do not fit, a target out of range, a prior that is not finite, a weight that is
+            negative or not finite.
 
     References:
         Menon et al., Long-tail Learning via Logit Adjustment, 2021.
@@ -196,12 +205,14 @@ def logit_adjusted_cross_entropy(
         >>> logit_adjusted_cross_entropy(torch.zeros(1, 2), torch.tensor([0]), prior.log()).neg().exp()
         tensor(0.7500)
     """
-    check_logits(logits, -1)
+    check_loss_rows(logits, sample_weight)
+    if log_prior is None:
+        raise TypeError(f"log_prior: expected a floating-point tensor ({logits.shape[-1]},), got None")
     check_per_class("log_prior", log_prior, logits.shape[-1])
     check_finite("log_prior", log_prior)
     check_finite_number("tau", tau)
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    adjusted = logits.to(dtype) + tau * log_prior.to(dtype)
+    wide = at_least_float32(logits)
+    adjusted = wide + tau * log_prior.to(wide.dtype)
     return cross_entropy(
         adjusted, target, sample_weight=sample_weight, ignore_index=ignore_index, reduction=reduction
     )

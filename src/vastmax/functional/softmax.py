@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vastmax.reduction import reduce_rows
+from vastmax.functional.precision import at_least_float32
+from vastmax.reduction import check_sample_weight, reduce_rows
 from vastmax.validation import check_distribution, check_target
 
 
@@ -26,7 +27,7 @@ def hardmax(logits: Tensor, dim: int = -1) -> Tensor:
 
     Raises:
         TypeError: logits that are not floating.
-        ValueError: a row without a finite largest logit.
+        ValueError: no such axis, or a row without a finite largest logit.
 
     Example:
         >>> hardmax(torch.tensor([1.0, 3.0, 2.0]))
@@ -52,14 +53,14 @@ def softmax(logits: Tensor, dim: int = -1) -> Tensor:
 
     Raises:
         TypeError: logits that are not floating.
-        ValueError: a row that holds NaN or +inf, or in which every class is masked.
+        ValueError: no such axis, a row that holds NaN or +inf, or in which every class is masked.
 
     Example:
         >>> softmax(torch.tensor([1.0, 2.0, 3.0]))
         tensor([0.0900, 0.2447, 0.6652])
     """
     check_logits(logits, dim)
-    return functional.softmax(_wide(logits), dim).to(logits.dtype)
+    return functional.softmax(at_least_float32(logits), dim).to(logits.dtype)
 
 
 def log_softmax(logits: Tensor, dim: int = -1) -> Tensor:
@@ -76,14 +77,14 @@ def log_softmax(logits: Tensor, dim: int = -1) -> Tensor:
 
     Raises:
         TypeError: logits that are not floating.
-        ValueError: a row that holds NaN or +inf, or in which every class is masked.
+        ValueError: no such axis, a row that holds NaN or +inf, or in which every class is masked.
 
     Example:
         >>> log_softmax(torch.tensor([0.0, 0.0]))
         tensor([-0.6931, -0.6931])
     """
     check_logits(logits, dim)
-    return functional.log_softmax(_wide(logits), dim).to(logits.dtype)
+    return functional.log_softmax(at_least_float32(logits), dim).to(logits.dtype)
 
 
 def entropy(logits: Tensor, dim: int = -1) -> Tensor:
@@ -100,14 +101,14 @@ def entropy(logits: Tensor, dim: int = -1) -> Tensor:
 
     Raises:
         TypeError: logits that are not floating.
-        ValueError: a row that holds NaN or +inf, or in which every class is masked.
+        ValueError: no such axis, a row that holds NaN or +inf, or in which every class is masked.
 
     Example:
         >>> entropy(torch.zeros(8)).exp()
         tensor(8.0000)
     """
     check_logits(logits, dim)
-    log_p = functional.log_softmax(_wide(logits), dim)
+    log_p = functional.log_softmax(at_least_float32(logits), dim)
     return -_expectation(log_p.exp(), log_p, dim)
 
 
@@ -134,20 +135,21 @@ def cross_entropy(
         A scalar, or (...) with `reduction="none"`, in nats; at least float32.
 
     Raises:
-        TypeError: logits that are not floating.
-        ValueError: shapes that do not fit, a class id out of range, targets that are not probabilities.
+        TypeError: a tensor of the wrong dtype.
+        ValueError: shapes that do not fit, a class id out of range, targets that are not probabilities, a weight
+            that is negative or not finite.
 
     Example:
         >>> log_q = torch.tensor([0.3, 0.4, 0.3]).log()
         >>> cross_entropy(log_q, torch.tensor([0.0, 1.0, 0.0]))
         tensor(0.9163)
     """
+    check_loss_rows(logits, sample_weight)
     ignored = None
-    if not target.is_floating_point():
-        check_logits(logits, -1)
+    if not holds_probabilities(target):
         check_target(target, logits.shape[:-1], logits.shape[-1], ignore_index)
         ignored = torch.zeros_like(target, dtype=torch.bool) if ignore_index is None else target == ignore_index
-        log_p = functional.log_softmax(_wide(logits), -1)
+        log_p = functional.log_softmax(at_least_float32(logits), -1)
         label = target.masked_fill(ignored, 0).unsqueeze(-1)
         loss = -log_p.gather(-1, label).squeeze(-1)
     else:
@@ -173,24 +175,30 @@ def kl_divergence(
         A scalar, or (...) with `reduction="none"`, in nats; at least float32.
 
     Raises:
-        TypeError: logits that are not floating.
-        ValueError: shapes that do not fit, or targets that are not probabilities.
+        TypeError: a tensor of the wrong dtype.
+        ValueError: shapes that do not fit, targets that are not probabilities, a weight that is negative or not
+            finite.
 
     Example:
         >>> p = torch.tensor([0.2, 0.3, 0.5])
         >>> bool(kl_divergence(p.log(), p) < 1e-6)
         True
     """
+    check_loss_rows(logits, sample_weight)
+    if not holds_probabilities(target):
+        raise TypeError(f"target: expected floating-point probabilities, got dtype {target.dtype}")
     log_p, probabilities = _log_softmax_and_target(logits, target)
     loss = torch.xlogy(probabilities, probabilities).sum(-1) - _expectation(probabilities, log_p, -1)
     return reduce_rows(loss, reduction=reduction, weight=sample_weight)
 
 
 def check_logits(logits: Tensor, dim: int) -> None:
-    """Raise unless `logits` is floating and every row has a finite largest logit."""
+    """Raise unless `logits` is floating, `dim` one of its axes, and every row has a finite largest logit."""
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
         kind = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
         raise TypeError(f"logits: expected a floating-point tensor, got {kind}")
+    if logits.ndim > 0 and not -logits.ndim <= dim < logits.ndim:
+        raise ValueError(f"dim: expected an axis of logits of shape {tuple(logits.shape)}, got {dim}")
     if logits.ndim == 0 or logits.shape[dim] == 0:
         raise ValueError(f"logits: expected at least one class on axis {dim}, got shape {tuple(logits.shape)}")
     largest = logits.detach().amax(dim)
@@ -199,17 +207,26 @@ def check_logits(logits: Tensor, dim: int) -> None:
         raise ValueError(f"logits: expected a finite largest logit in every row, got {seen}")
 
 
-def _log_softmax_and_target(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def check_loss_rows(logits: Tensor, sample_weight: Tensor | None) -> None:
+    """Raise unless `logits` is fit for a loss of its rows and `sample_weight`, if given, has a weight for each."""
     check_logits(logits, -1)
+    if sample_weight is not None:
+        check_sample_weight(sample_weight, logits.shape[:-1])
+
+
+def holds_probabilities(target: Tensor) -> bool:
+    """Whether the target is probabilities (True) or class ids (False); raise TypeError if it is no tensor."""
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target: expected a tensor of class ids or of probabilities, got {type(target).__name__}")
+    return target.is_floating_point()
+
+
+def _log_softmax_and_target(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     check_distribution("target", target, logits.shape)
-    log_p = functional.log_softmax(_wide(logits), -1)
+    log_p = functional.log_softmax(at_least_float32(logits), -1)
     return log_p, target.to(log_p.dtype)
 
 
 def _expectation(probability: Tensor, value: Tensor, dim: int) -> Tensor:
     """Sum of probability times value, where a class of probability 0 counts for nothing whatever its value."""
     return (probability * value.masked_fill(probability == 0, 0.0)).sum(dim)
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from vastmax.functional.entmax import check_k, entmax, entmax_order, exponential_moment, log_alpha
-from vastmax.functional.softmax import check_logits
+from vastmax.functional.precision import at_least_float32
+from vastmax.functional.softmax import check_loss_rows, holds_probabilities
 from vastmax.reduction import reduce_rows
 from vastmax.scoring.blocks import uncompiled
 from vastmax.validation import check_distribution, check_target
@@ -53,20 +54,20 @@ def topk_softmax_loss(
         A scalar, or (...) with `reduction="none"`, in nats and at least 0; at least float32.
 
     Raises:
-        TypeError: logits that are not floating, a target that is not int64, k not an integer.
-        ValueError: shapes that do not fit, a class id or k out of range.
+        TypeError: a tensor of the wrong dtype, k not an integer.
+        ValueError: shapes that do not fit, a class id or k out of range, a weight that is negative or not finite.
 
     Example:
         >>> topk_softmax_loss(torch.tensor([3.0, 1.0, 2.0]), torch.tensor(1), 2)  # log(1 + e^2)
         tensor(2.1269)
     """
-    check_logits(logits, -1)
+    check_loss_rows(logits, sample_weight)
     check_loss_k(k, logits.shape[-1])
     label, ignored = _label(logits, target, ignore_index)
-    largest, indices = _wide(logits).topk(k)
+    largest, indices = at_least_float32(logits).topk(k)
     # The loss does not change if a number is added to all logits of a row: this one keeps them accurate.
     shift = largest[..., :1].detach()
-    target_logit = _wide(logits).gather(-1, label) - shift
+    target_logit = at_least_float32(logits).gather(-1, label) - shift
     largest = largest - shift
     last = torch.where((indices == label).any(-1, keepdim=True), largest[..., -1:], target_logit)
     compared = torch.cat([largest[..., :-1], last], -1)
@@ -99,8 +100,9 @@ def sparsemax_loss(
         A scalar, or (...) with `reduction="none"`, at least 0; at least float32.
 
     Raises:
-        TypeError: logits that are not floating.
-        ValueError: shapes that do not fit, a class id out of range, targets that are not probabilities.
+        TypeError: a tensor of the wrong dtype.
+        ValueError: shapes that do not fit, a class id out of range, targets that are not probabilities, a weight
+            that is negative or not finite.
 
     References:
         Martins and Astudillo, From Softmax to Sparsemax, 2016.
@@ -138,8 +140,9 @@ def entmax15_loss(
         A scalar, or (...) with `reduction="none"`, at least 0; at least float32.
 
     Raises:
-        TypeError: logits that are not floating.
-        ValueError: shapes that do not fit, a class id out of range, targets that are not probabilities.
+        TypeError: a tensor of the wrong dtype.
+        ValueError: shapes that do not fit, a class id out of range, targets that are not probabilities, a weight
+            that is negative or not finite.
 
     References:
         Peters, Niculae and Martins, Sparse Sequence-to-Sequence Models, 2019.
@@ -182,9 +185,9 @@ def entmax_loss(
         A scalar, or (...) with `reduction="none"`; at least float32.
 
     Raises:
-        TypeError: logits or alpha that are not floating.
+        TypeError: a tensor of the wrong dtype.
         ValueError: alpha below 1, shapes that do not fit, a class id out of range, targets that are not
-            probabilities.
+            probabilities, a weight that is negative or not finite.
 
     References:
         Blondel, Martins and Niculae, Learning with Fenchel-Young Losses, 2020.
@@ -195,14 +198,14 @@ def entmax_loss(
         >>> torch.equal(logits.grad, entmax(logits, 1.5).detach() - torch.tensor([1.0, 0.0, 0.0]))
         True
     """
-    check_logits(logits, -1)
+    check_loss_rows(logits, sample_weight)
     ignored = None
-    logits = _wide(logits)
+    logits = at_least_float32(logits)
     # The loss does not change if a number is added to all logits of a row: this one keeps them accurate.
     logits = logits - logits.detach().amax(-1, keepdim=True)
     order = entmax_order(alpha, logits, -1)
     conjugate = _conjugate(logits, alpha, order)
-    if not target.is_floating_point():
+    if not holds_probabilities(target):
         label, ignored = _label(logits, target, ignore_index)
         loss = conjugate - logits.gather(-1, label).squeeze(-1)
     else:
@@ -280,7 +283,3 @@ def check_loss_k(k: int, num_classes: int) -> None:
     check_k(k, num_classes)
     if k == 1 < num_classes:
         raise ValueError("k: expected at least 2, got 1: a target alone has nothing to be compared with")
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))

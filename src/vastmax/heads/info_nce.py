@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch.nn import functional
 
 from vastmax.contrastive.key_queue import KeyQueue
 from vastmax.functional.contrastive import info_nce
+from vastmax.functional.precision import at_least_float32
 from vastmax.reduction import REDUCTIONS
 from vastmax.validation import check_choice, check_finite_number
 
@@ -19,9 +21,9 @@ class InfoNCE(nn.Module):
 
     $$\ell_i = -\log \frac{e^{s_{ii}}}{\sum_j e^{s_{ij}}}, \qquad s_{ij} = \cos(q_i, k_j) / T$$
 
-    A learned temperature is stored as its logarithm, `log_temperature`, and kept from falling below
-    `1 / max_scale`, as CLIP does: the parameter itself is moved back, so that its gradient lives on. Leave it out
-    of weight decay.
+    A learned temperature is stored as its logarithm, `log_temperature`, and is bounded from below by 1 / max_scale.
+    A parameter below the bound gets the gradient of the loss there if descent leads back up, and 0 if it leads
+    further down. Leave it out of weight decay.
 
     Args:
         temperature: T, greater than 0; where it starts, if it is learned.
@@ -83,7 +85,10 @@ class InfoNCE(nn.Module):
         """T: a number, or a tensor () with a gradient if it is learned."""
         if self.log_temperature is None:
             return self.start_temperature
-        return self.log_temperature.clamp(min=-math.log(self.max_scale)).exp()
+        bounded: Tensor = _AtLeast.apply(  # type: ignore[no-untyped-call]
+            self.log_temperature, -math.log(self.max_scale)
+        )
+        return bounded.exp()
 
     def forward(
         self,
@@ -109,9 +114,6 @@ class InfoNCE(nn.Module):
         """
         if self.queue is not None and negatives is not None:
             raise ValueError("negatives: expected None with a queue, which has them, got a tensor")
-        if self.training and self.log_temperature is not None:
-            with torch.no_grad():
-                self.log_temperature.clamp_(min=-math.log(self.max_scale))
         query, key = self._scored(query), self._scored(key)
         if self.queue is not None:
             negatives = self.queue.keys()
@@ -153,10 +155,32 @@ class InfoNCE(nn.Module):
         """Rows as they are scored: of length 1, in at least float32, if they are to be."""
         if not self.normalize or not isinstance(rows, Tensor) or not rows.is_floating_point() or rows.ndim == 0:
             return rows
-        return functional.normalize(rows.to(torch.promote_types(rows.dtype, torch.float32)), dim=-1)
+        return functional.normalize(at_least_float32(rows), dim=-1)
 
     def extra_repr(self) -> str:
         """Describe how rows are scored."""
-        learned = ", learned" if self.log_temperature is not None else ""
-        temperature = float(torch.as_tensor(self.temperature).detach())
-        return f"temperature={temperature:g}{learned}, normalize={self.normalize}"
+        if self.log_temperature is None:
+            temperature = f"{self.start_temperature:g}"
+        elif self.log_temperature.is_meta:
+            temperature = "learned"
+        else:
+            temperature = f"{self.temperature:g}, learned"
+        return f"temperature={temperature}, normalize={self.normalize}"
+
+
+class _AtLeast(torch.autograd.Function):
+    """A number or the bound it is below, where it gets the gradient that leads back up, and no other.
+
+    A plain clamp has no gradient there, and could not be left; the plain gradient at the bound would lead away
+    from it for as long as the loss asks for less.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, bound: float) -> Tensor:
+        ctx.save_for_backward(value < bound)
+        return value.clamp(min=bound)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        (below,) = ctx.saved_tensors
+        return upstream.masked_fill(below & (upstream > 0), 0.0), None

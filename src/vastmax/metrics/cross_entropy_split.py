@@ -7,8 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vastmax.functional.softmax import cross_entropy, entropy, kl_divergence
-from vastmax.reduction import check_sample_weight, reduce_rows
+from vastmax.reduction import check_sample_weight
 from vastmax.validation import check_distribution
 
 
@@ -44,32 +43,38 @@ class CrossEntropySplit:
         """Add rows.
 
         Args:
-            target_probability: (..., V) the distributions P.
+            target_probability: (..., V) the distributions P, in any precision; rounded sums are made 1 again.
             log_prob: (..., V) the model's log-probabilities, in nats; -inf for a class it gives none.
-            sample_weight: (...) weight per row, such as how often a context occurs; 1 if omitted.
+            sample_weight: (...) weight per row, such as how often a context occurs; 1 if omitted. A row of weight 0
+                counts for nothing, its divergence infinite or not.
 
         Raises:
             TypeError: a tensor that is not floating.
-            ValueError: shapes that differ, rows of P that do not sum to 1, NaN in `log_prob`, a weight below 0.
+            ValueError: shapes that differ, rows of P that do not sum to 1, NaN or +inf in `log_prob` or -inf
+                throughout a row, a weight that is negative or not finite.
         """
         for name, values in (("target_probability", target_probability), ("log_prob", log_prob)):
             if not isinstance(values, Tensor) or not values.is_floating_point():
                 kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
                 raise TypeError(f"{name}: expected a floating-point tensor (..., V), got {kind}")
         check_distribution("target_probability", target_probability, log_prob.shape)
-        if log_prob.isnan().any():
-            raise ValueError("log_prob: expected log-probabilities, got NaN")
-        probability, log_q = target_probability.double(), log_prob.double()
-        weight = torch.ones(log_q.shape[:-1], dtype=torch.float64, device=log_q.device)
-        if sample_weight is not None:
-            check_sample_weight(sample_weight, weight.shape)
-            weight = sample_weight.double()
-        parts = [
-            cross_entropy(log_q, probability, sample_weight=weight, reduction="sum"),
-            reduce_rows(entropy(probability.log()), weight=weight, reduction="sum"),
-            kl_divergence(log_q, probability, sample_weight=weight, reduction="sum"),
-        ]
-        self._totals += torch.stack(parts).cpu()
+        wrong = log_prob.isnan() | log_prob.isposinf()
+        if wrong.any():
+            raise ValueError(f"log_prob: expected log-probabilities, got {log_prob[wrong][0].item()}")
+        if log_prob.isneginf().all(-1).any():
+            raise ValueError("log_prob: expected a finite log-probability in every row, got one of -inf alone")
+        if sample_weight is None:
+            sample_weight = log_prob.new_ones(log_prob.shape[:-1])
+        check_sample_weight(sample_weight, log_prob.shape[:-1])
+
+        counted = sample_weight > 0
+        weight = sample_weight[counted].double()
+        p, log_q = target_probability[counted].double(), log_prob[counted].double().log_softmax(-1)
+        p = p / p.sum(-1, keepdim=True)
+        # A class that P does not have counts for nothing, whatever its logarithms are.
+        log_p, log_q = (logarithm.masked_fill(p == 0, 0.0) for logarithm in (p.log(), log_q))
+        rows = torch.stack([-(p * log_q).sum(-1), -(p * log_p).sum(-1), (p * (log_p - log_q)).sum(-1)])
+        self._totals += (weight * rows).sum(-1).cpu()
         self.weight += weight.sum().item()
 
     def compute(self) -> CrossEntropyParts:
