@@ -16,6 +16,10 @@ def main() -> None:
     if missing:
         print(f"vastmax: the command needs {', '.join(missing)}: pip install 'vastmax[train]'", file=sys.stderr)
         sys.exit(2)
-    from vastmax.commands import run
+    try:
+        from vastmax.commands import run
 
-    sys.exit(run(sys.argv[1:]))
+        sys.exit(run(sys.argv[1:]))
+    except KeyboardInterrupt:  # before a command has begun
+        print("vastmax: interrupted", file=sys.stderr)
+        sys.exit(130)

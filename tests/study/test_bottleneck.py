@@ -337,7 +337,8 @@ class TestRuns:
         ({"num_classes": 0}, "num_classes: expected an integer of at least 1, got 0"),
         ({"scale": 0.0}, "scale: expected a finite number greater than 0, got 0.0"),
         ({"steps": 0}, "steps: expected an integer of at least 1, got 0"),
-        ({"seed": -1}, "seed: expected an integer of at least 0, got -1"),
+        ({"seed": -1}, r"seed: expected an integer of at least 0 and less than 2\*\*63, got -1"),
+        ({"seed": 10**23}, "seed: expected an integer of at least 0 .*, got 1000"),
     ],
 )
 def test_bad_options(options, message):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
+from vastmax.commands import run
 from vastmax.study import density_report as report
 from vastmax.study.density import (
     NOISES,
@@ -165,10 +166,47 @@ class TestStudy:
         ({"ratios": (1, 1)}, r"ratios: expected rising numbers, got \(1, 1\)"),
         ({"repeats": 0}, "repeats: expected an integer of at least 1, got 0"),
         ({"noise": "cauchy"}, "noise: expected one of standard-normal, gaussian, uniform, got 'cauchy'"),
-        ({"seed": -1}, "seed: expected an integer of at least 0, got -1"),
-        ({"seed": math.pi}, "seed: expected an integer of at least 0, got 3.14"),
+        ({"seed": -1}, r"seed: expected an integer of at least 0 and less than 2\*\*63, got -1"),
+        ({"seed": 2**63}, "seed: expected an integer of at least 0 .*, got 9223372036854775808"),
+        ({"seed": math.pi}, "seed: expected an integer of at least 0 .*, got 3.14"),
     ],
 )
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         DensityOptions(**options)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--k=0", "k: expected an integer of at least 1, got 0"),
+        ("--k=10,1", "k: expected rising numbers, got (10, 1)"),
+        ("--sample-sizes=16", "sample_sizes: expected more than 16"),
+        ("--seed=99999999999999999999999", "seed: expected an integer of at least 0 and less than 2**63"),
+    ],
+)
+def test_the_command_names_the_option(option, message, tmp_path, capsys):
+    assert run(["study", "density", option, f"--out={tmp_path / 'out'}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"vastmax: {message}")
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_fit_that_ends_nowhere_is_one_line(tmp_path, capsys, monkeypatch):
+    def diverge(*_):
+        raise FloatingPointError("fit: expected to end at a finite loss and parameters, got a loss of nan")
+
+    monkeypatch.setattr("vastmax.study.density.fit", diverge)
+    assert run(["study", "density", "--sample-sizes=20", "--repeats=1", f"--out={tmp_path / 'out'}"]) == 2
+    assert capsys.readouterr().err.startswith("vastmax: fit: expected to end at a finite loss")
+
+
+def test_an_interruption_is_said(tmp_path, capsys, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vastmax.study.density.fit", stop)
+    assert run(["study", "density", "--sample-sizes=20", "--repeats=1", f"--out={tmp_path / 'out'}"]) == 130
+    assert capsys.readouterr().err == "vastmax: interrupted\n"
+    assert not (tmp_path / "out").exists()

@@ -149,6 +149,7 @@ BAD_OPTIONS = [
     (["--estimators=sampled", "--samplers=top-and-tail"], "samplers: expected one that draws what sampled takes"),
     (["--estimators=sampled-distinct", "--k=61"], "for k of at most 60 where classes are distinct"),
     (["--run={here}"], "num_classes: expected with a made-up model, got 60 beside --run"),
+    (["--seed=99999999999999999999999"], "seed: expected an integer of at least 0 and less than 2**63, got 9999"),
     (["--out={file}"], "out: expected the name of a folder"),
 ]
 

@@ -2,13 +2,22 @@
 
 import json
 import math
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from vastmax import heads
+from vastmax.calibration import calibration_error
+from vastmax.commands import run
 from vastmax.functional.entmax import entmax15, sparsemax, topk_softmax
 from vastmax.optim import LazyAdamW
 from vastmax.study import classify
@@ -144,6 +153,36 @@ def test_bad_folders(tmp_path):
         read_labelled_text(tmp_path)
 
 
+def test_a_long_text_and_a_long_name_take_their_own_room_only(tmp_path):
+    """Arrays of text are as wide as their longest: 150 rows of these would be 600 MB."""
+    rows = [*lines(50), *(("word " * 200_000, "x" * 200_000) for _ in range(3))]
+    path = write_tsv(tmp_path / "all.tsv", rows)
+    tracemalloc.start()
+    data = labelled_text(path)
+    data.fingerprint()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(data.label) == 153
+    assert peak < 60e6  # the file, its text and its rows, a few times over
+
+
+def test_the_fingerprint_tells_texts_and_names_apart(tmp_path):
+    data = labelled_text(write_tsv(tmp_path / "all.tsv", lines()))
+    texts = list(data.inputs)
+    others = [
+        {"inputs": [texts[0] + texts[1], "", *texts[2:]]},  # the same letters, cut elsewhere
+        {"inputs": [texts[0], texts[1] + "\0", *texts[2:]]},
+        {"label": data.label[::-1].copy()},
+        {"classes": ("ca", "tdog", "owl")},
+        {"part": np.zeros(30, dtype=np.int64)},
+        {"share": 0.2},
+    ]
+    prints = {data.fingerprint(), *(replace(data, **other).fingerprint() for other in others)}
+    assert len(prints) == 1 + len(others)
+    assert replace(data, source="elsewhere", name="x").fingerprint() == data.fingerprint()
+    assert len(replace(data, inputs=["\ud800", *texts[1:]]).fingerprint()) == 64  # half a pair, as JSON may hold
+
+
 def test_a_test_part_of_other_labels(tmp_path):
     for name in ("train", "valid"):
         write_tsv(tmp_path / f"{name}.tsv", lines())
@@ -160,7 +199,17 @@ def test_texts_without_words(tmp_path):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("seeds", 0), ("lr", 0.0), ("long_tail", 0.5), ("dropout", 1.0), ("beta", 1.0), ("tau", -1.0), ("seed", -1)],
+    [
+        ("hidden", 10**11),
+        ("num_samples", 10**11),
+        ("seeds", 0),
+        ("lr", 0.0),
+        ("long_tail", 0.5),
+        ("dropout", 1.0),
+        ("beta", 1.0),
+        ("tau", -1.0),
+        ("seed", -1),
+    ],
 )
 def test_bad_options(option, value):
     with pytest.raises(ValueError, match=f"^{option}: expected"):
@@ -341,10 +390,21 @@ def test_the_bins_give_the_calibration_error():
     assert found["ece"] == pytest.approx(by_bins, rel=1e-5)
 
 
+def test_full_confidence_shares_the_last_bin():
+    probability = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.95, 0.05], [0.95, 0.05]])
+    label = torch.tensor([0, 1, 0, 0])
+    found = score(probability.log(), label, torch.ones(2))
+    confidence, predicted = probability.max(-1)
+    assert found["ece"] == pytest.approx(calibration_error(confidence, predicted == label, num_bins=10))
+    assert found["ece"] == pytest.approx(0.225)  # 3.9 rows' worth of confidence, 3 rows right
+    assert [bin["rows"] for bin in found["bins"]] == [0] * 9 + [4]
+
+
 def test_probabilities_rounded_past_one():
     sure = torch.tensor([[0.0, -30.0], [-30.0, 0.0]])
     label, counts = torch.tensor([0, 1]), torch.ones(2)
-    assert score(sure + 1e-6, label, counts)["ece"] == score(sure, label, counts)["ece"] == 0.0
+    found = [score(log_prob, label, counts)["ece"] for log_prob in (sure + 1e-6, sure)]
+    assert found == pytest.approx([0.0, 0.0], abs=2**-52)  # the last bin is closed by one rounding below 1
 
 
 def test_a_label_of_probability_zero():
@@ -464,15 +524,139 @@ def test_a_comparison_goes_on_where_it_stopped(compared, tmp_path, monkeypatch):
     assert without_time(results) == without_time(compared[1])
 
 
+def test_a_comparison_stopped_in_its_first_head_goes_on(compared, tmp_path, monkeypatch):
+    config, folder = compared[3], tmp_path / "out"
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(classify, "train", stop)
+        with pytest.raises(KeyboardInterrupt):
+            compare_classifiers(config, ["exact"], folder)
+    with pytest.raises(ValueError, match="holds a comparison already; add --resume"):
+        compare_classifiers(config, ["exact"], folder)
+    with pytest.raises(ValueError, match=r"out was begun with another epochs$"):
+        compare_classifiers(replace(config, epochs=2), ["exact"], folder, resume=True)
+    results = compare_classifiers(config, ["exact"], folder, resume=True)
+    assert without_time(results) == without_time(compared[1])[:1]
+    (folder / "setting.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"setting\.json: expected the setting of a comparison"):
+        compare_classifiers(config, ["exact"], folder, resume=True)
+
+
+def test_going_on_with_fewer_heads_keeps_the_others(compared, tmp_path):
+    config, said = compared[3], []
+    folder = tmp_path / "out"
+    compare_classifiers(config, ["adjusted-after", "exact"], folder)
+    results = compare_classifiers(config, ["sampled"], folder, resume=True, say=said.append)
+    assert [head["head"] for head in results["heads"]] == ["exact", "adjusted-after", "sampled"]
+    assert without_time(results) == without_time(compared[1])
+    assert results["example"] == compared[1]["example"]
+    assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(results))
+    assert said[1] == f"{folder} has results of exact, adjusted-after too: they stay in the comparison"
+
+
+def test_figures_keep_the_version_and_machine_that_made_them(tmp_path):
+    config, folder = ClassifyConfig(**FAST), tmp_path / "out"
+    first = compare_classifiers(config, ["exact"], folder)
+    assert first["vastmax"] == first["heads"][0]["vastmax"]
+    assert first["machine"] == first["heads"][0]["machine"]
+    path = folder / "exact" / "result.json"
+    content = json.loads(path.read_text())
+    content["result"]["vastmax"] = "0.0.1"
+    content["result"]["machine"]["torch"] = "1.0"
+    path.write_text(json.dumps(content))
+    results = compare_classifiers(config, ["smoothing"], folder, resume=True)
+    assert results["heads"][0]["vastmax"] == "0.0.1"
+    assert results["vastmax"] == f"0.0.1 and {first['vastmax']}"
+    assert results["machine"] == {**first["machine"], "torch": f"1.0 and {first['machine']['torch']}"}
+    assert f"<dd>0.0.1 and {first['vastmax']}</dd>" in write_report(results, folder).read_text(encoding="utf-8")
+
+
+def test_the_callers_draws_are_left_alone(tmp_path):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    compare_classifiers(ClassifyConfig(**FAST), ["exact"], tmp_path / "out")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_data_may_be_named_from_elsewhere(clinc, tmp_path, monkeypatch):
+    config, folder = ClassifyConfig(**FAST, data=str(clinc)), tmp_path / "out"
+    first = compare_classifiers(config, ["exact"], folder)
+    monkeypatch.chdir(tmp_path)
+    again = compare_classifiers(replace(config, data=clinc.name), ["exact"], folder, resume=True)
+    assert again["heads"] == first["heads"]
+    clinc.write_text(clinc.read_text().replace("hoot", "boot"))
+    with pytest.raises(ValueError, match=r"out was begun with another data$"):
+        compare_classifiers(config, ["exact"], folder, resume=True)
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path):
+    folder = tmp_path / "my out"
+    options = ["--heads=exact", "--epochs=100000", "--hidden=4", "--seeds=1", f"--out={folder}"]
+    command = [sys.executable, "-m", "vastmax", "compare", "classify", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, env=environment) as process:
+        deadline = time.monotonic() + 120
+        while not (folder / "exact").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error == (
+        f"vastmax: interrupted; what is done is kept, and the same command with --resume --out '{folder}' goes on\n"
+    )
+    assert (folder / "setting.json").exists()
+
+
+def test_an_interruption_before_the_work_leaves_nothing(tmp_path, monkeypatch, capsys):
+    def stop(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(classify, "read_data", stop)
+    assert run(["compare", "classify", f"--out={tmp_path / 'out'}"]) == 130
+    assert capsys.readouterr().err == "vastmax: interrupted\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_too_large_for_memory(tmp_path, monkeypatch, capsys):
+    out = f"--out={tmp_path / 'out'}"
+    assert run(["compare", "classify", "--heads=exact", "--hidden=100000000000", out]) == 2
+    assert capsys.readouterr().err == (
+        "vastmax: hidden: expected an integer of at most 1,000,000, got 100,000,000,000\n"
+    )
+
+    def too_large(*_):
+        torch.empty(2**56)  # what no machine has
+
+    monkeypatch.setattr("vastmax.tasks.classify.model.PixelBody", too_large)
+    assert run(["compare", "classify", "--heads=exact", "--hidden=900000", out]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert error == ["vastmax: hidden: expected a model that fits into memory, got 900,000"]
+    assert not (tmp_path / "out").exists()
+
+
 def test_results_of_other_options_are_not_taken(compared):
     folder, _, _, config = compared
-    with pytest.raises(ValueError, match=r"exact was begun with another lr$"):
+    with pytest.raises(ValueError, match=r"out was begun with another lr$"):
         compare_classifiers(ClassifyConfig(**{**vars(config), "lr": 0.5}), ["exact"], folder, resume=True)
     path = folder / "exact" / "result.json"
     whole = path.read_text()
-    for damaged in (whole[:-20], "[]", '{"setting": {}}'):
+    setting = json.dumps(json.loads(whole)["setting"])
+    for damaged in (
+        whole[:-20],
+        "[]",
+        '{"setting": {}}',
+        f'{{"setting": {setting}, "result": 3}}',
+        f'{{"setting": {setting}, "result": {{}}}}',
+    ):
         path.write_text(damaged)
-        with pytest.raises(ValueError, match=r"result\.json: expected the result of a comparison"):
+        with pytest.raises(
+            ValueError, match=r"result\.json: expected the result of a comparison .* delete the file"
+        ):
             compare_classifiers(config, ["exact"], folder, resume=True)
     path.write_text(whole)
 

@@ -3,12 +3,14 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
+from vastmax.commands import run
 from vastmax.contrastive import momentum_encoder
 from vastmax.functional.contrastive import clip_loss, info_nce, siglip_loss
 from vastmax.study import contrast
@@ -230,7 +232,52 @@ def test_a_comparison_goes_on_where_it_stopped(compared, tmp_path, monkeypatch):
         assert seeds == without_time(compared[1])[name]
 
 
+def test_going_on_with_fewer_losses_keeps_the_others(compared, tmp_path):
+    config, folder, said = compared[3], tmp_path / "out", []
+    compare_contrastive(config, ["siglip"], folder)
+    results = compare_contrastive(config, ["infonce"], folder, resume=True, say=said.append)
+    assert [loss["loss"] for loss in results["losses"]] == [PIXELS, "infonce", "siglip"]
+    assert [np.shape(embedded)[1] for embedded in results["embeddings"]] == [64, 4, 4]
+    for name, seeds in without_time(results).items():
+        assert seeds == without_time(compared[1])[name]
+    assert said[1] == f"{folder} has results of siglip too: they stay in the comparison"
+    assert "<td>siglip</td>" in write_report(results, folder).read_text(encoding="utf-8")
+
+
+def test_the_callers_draws_are_left_alone(tmp_path):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    compare_contrastive(ContrastConfig(**FAST), ["infonce"], tmp_path / "out")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_comparison_stopped_in_its_first_loss_goes_on(compared, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "out"
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in {**FAST, "seeds": 2}.items()]
+    with monkeypatch.context() as patch:
+        patch.setattr(contrast, "score", stop)
+        assert run(["compare", "contrast", "--losses=infonce", *options, f"--out={folder}"]) == 130
+    assert f"--resume --out {folder} goes on" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"out was begun with another noise$"):
+        compare_contrastive(replace(compared[3], noise=0.5), ["infonce"], folder, resume=True)
+    results = compare_contrastive(compared[3], ["infonce"], folder, resume=True)
+    assert without_time(results)["infonce"] == without_time(compared[1])["infonce"]
+
+
+def test_an_encoder_too_large_for_memory(tmp_path):
+    config = ContrastConfig(**{**FAST, "hidden": 1_000_000})  # hidden x hidden weights: 4 TB
+    with pytest.raises(ValueError, match="hidden: expected a model that fits into memory, got 1,000,000"):
+        compare_contrastive(config, ["infonce"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 BAD_OPTIONS = [
+    ({"hidden": 10**11}, "hidden: expected an integer of at most 1,000,000, got 100,000,000,000"),
+    ({"batch_size": 10**23}, "batch_size: expected an integer of at most 1,000,000"),
     ({"batch_size": 1}, "batch_size: expected at least 2"),
     ({"temperature": 0.0}, "temperature: expected a finite number greater than 0"),
     ({"momentum": 1.0}, "momentum"),

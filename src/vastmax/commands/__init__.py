@@ -19,10 +19,7 @@ def run(arguments: list[str]) -> int:
     except Interrupted as stop:
         errors.print(f"vastmax: {stop}", soft_wrap=True)
         return 130
-    except KeyboardInterrupt:
-        errors.print("vastmax: interrupted")
-        return 130
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         errors.print(f"vastmax: {error}", soft_wrap=True)
         return 2
     return 0

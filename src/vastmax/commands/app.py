@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
@@ -11,9 +13,27 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
+
+
+class Commands(TyperGroup):
+    """The commands, which tell of Ctrl-C as of training that was stopped: Typer alone ends without a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was named."""
+        from vastmax.tasks.lm.train import Interrupted
+
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            raise Interrupted("interrupted") from stop
+
 
 app = typer.Typer(
-    help="Output layers for a vast number of classes.", no_args_is_help=True, pretty_exceptions_enable=False
+    cls=Commands,
+    help="Output layers for a vast number of classes.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
 )
 train_app = typer.Typer(help="Train one model under one head.", no_args_is_help=True)
 compare_app = typer.Typer(help="Train one body under several heads and compare them.", no_args_is_help=True)
@@ -68,3 +88,19 @@ def new_folder(kind: str, resume: bool) -> Path:
     if resume:
         raise ValueError("resume: expected --out to name the folder to go on with, got none")
     return Path("runs") / f"{kind}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+@contextmanager
+def resumable(folder: Path) -> Iterator[None]:
+    """Tell a user who interrupts a comparison how to go on with what its folder holds by then."""
+    from vastmax.tasks.lm.train import Interrupted
+
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if not folder.is_dir() or not any(folder.iterdir()):
+            raise
+        raise Interrupted(
+            "interrupted; what is done is kept, and the same command with "
+            f"--resume --out {shlex.quote(str(folder))} goes on"
+        ) from stop

@@ -8,7 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from vastmax.commands.app import Out, Resume, app, compare_app, console, new_folder, train_app, with_options_of
+from vastmax.commands.app import (
+    Out,
+    Resume,
+    app,
+    compare_app,
+    console,
+    new_folder,
+    resumable,
+    train_app,
+    with_options_of,
+)
 from vastmax.tasks.lm.config import LMConfig
 from vastmax.tasks.lm.heads import COMMON, HEADS, parse_heads
 from vastmax.validation import check_choice
@@ -63,7 +73,8 @@ def compare_lm(
     from vastmax.study.report import terminal_table, verdict, write_report
 
     folder = out or new_folder("compare-lm", resume)
-    results = compare_language_models(config, parse_heads(heads), folder, resume=resume, say=console.print)
+    with resumable(folder):
+        results = compare_language_models(config, parse_heads(heads), folder, resume=resume, say=console.print)
     report = write_report(results, folder)
     console.print(terminal_table(results))
     console.print(verdict(results))

@@ -36,6 +36,7 @@ def study_estimators(
 ) -> None:
     """Measure bias and variance of sampled gradients, and how many samples an accuracy takes."""
     from vastmax.study import estimators_report as report
+    from vastmax.study.density import check_seed
     from vastmax.study.estimators import study_estimators as measure
     from vastmax.study.problems import run_problem, synthetic_problem
 
@@ -48,6 +49,7 @@ def study_estimators(
         shared=shared,
         seed=seed,
     )
+    check_seed(seed)
     folder = out or new_folder("study-estimators", resume=False)
     check_free(folder)
     if run is None:
@@ -82,13 +84,15 @@ def study_density(
 ) -> None:
     """Fit unnormalised Gaussians by noise-contrastive estimation, beside maximum likelihood."""
     from vastmax.study import density_report as report
-    from vastmax.study.density import DensityOptions
+    from vastmax.study.density import DensityOptions, check_rising
     from vastmax.study.density import study_density as measure
 
+    ratios = parse_counts("k", k)
+    check_rising("k", ratios)  # by the option's name; the study has another for it
     options = DensityOptions(
         features=features,
         sample_sizes=parse_counts("sample_sizes", sample_sizes),
-        ratios=parse_counts("k", k),
+        ratios=ratios,
         repeats=repeats,
         noise=noise,
         seed=seed,

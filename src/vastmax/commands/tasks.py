@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vastmax.commands.app import Out, Resume, compare_app, console, new_folder, with_options_of
+from vastmax.commands.app import Out, Resume, compare_app, console, new_folder, resumable, with_options_of
 from vastmax.study.estimator_options import parse_names
 from vastmax.tasks.classify.config import ClassifyConfig
 from vastmax.tasks.classify.heads import KINDS as HEADS
@@ -30,7 +30,8 @@ def compare_classify(
 
     folder = out or new_folder("compare-classify", resume)
     names = parse_names("heads", heads, HEADS)
-    results = compare_classifiers(config, names, folder, resume=resume, say=console.print)
+    with resumable(folder):
+        results = compare_classifiers(config, names, folder, resume=resume, say=console.print)
     page = report.write_report(results, folder)
     console.print(report.terminal_table(results))
     console.print(report.verdict(results))
@@ -53,7 +54,8 @@ def compare_contrast(
 
     folder = out or new_folder("compare-contrast", resume)
     names = parse_names("losses", losses, LOSSES)
-    results = compare_contrastive(config, names, folder, resume=resume, say=console.print)
+    with resumable(folder):
+        results = compare_contrastive(config, names, folder, resume=resume, say=console.print)
     page = report.write_report(results, folder)
     console.print(report.terminal_table(results))
     console.print(report.verdict(results))

@@ -22,7 +22,7 @@ from vastmax.data.batches import IGNORE_INDEX
 from vastmax.functional import kl_divergence
 from vastmax.heads import FlatHead, Head, MixtureOfSoftmaxes, SigSoftmax, Softmax
 from vastmax.metrics.log_prob_rank import log_prob_spectrum
-from vastmax.study.density import check_rising
+from vastmax.study.density import check_rising, check_seed
 from vastmax.study.estimator_options import check_names
 from vastmax.study.surroundings import surroundings
 from vastmax.tasks.lm.corpus import read_streams
@@ -75,8 +75,7 @@ class BottleneckOptions:
                 raise ValueError(f"{name}: expected at least 2, got 1")
         check_finite_number("scale", self.scale, above=0.0)
         check_positive_int("steps", self.steps)
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise ValueError(f"seed: expected an integer of at least 0, got {self.seed!r}")
+        check_seed(self.seed)
 
 
 class Fit(NamedTuple):

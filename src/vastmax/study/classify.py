@@ -7,12 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from vastmax.study.repeats import check_begun, check_distinct, kept, one_thread, spread
-from vastmax.study.surroundings import surroundings
+from vastmax.study.repeats import (
+    begin,
+    check_begun,
+    check_distinct,
+    kept,
+    one_thread,
+    spread,
+    surroundings_of,
+    with_done,
+    within_memory,
+)
 from vastmax.tasks.classify.config import ClassifyConfig
 from vastmax.tasks.classify.data import LabelledData, Problem, pose, read_data
-from vastmax.tasks.classify.heads import KINDS, build_head
+from vastmax.tasks.classify.heads import KINDS
+from vastmax.tasks.classify.model import Classifier
 from vastmax.tasks.classify.train import train
 from vastmax.tasks.files import RESULTS, whole, write_json
 
@@ -31,26 +42,31 @@ def compare_classifiers(
 ) -> dict[str, Any]:
     """Train a classifier under each head and seed; heads of one seed share data, initial body and batches.
 
-    The folder receives `results.json` and a folder per head, with its scores as soon as it is done and the
-    probabilities of the first seed's test rows, (N, V). With `resume`, heads that are done are not trained again.
+    The folder receives `setting.json`, `results.json` and a folder per head, with its scores as soon as it is done
+    and the probabilities of the first seed's test rows, (N, V). With `resume`, heads that are done are not trained
+    again, and those that the folder has beside `heads` are in the results too.
 
     Returns:
-        The content of `results.json`.
+        The content of `results.json`, heads in the order of `KINDS`.
 
     Raises:
-        ValueError: an unknown or repeated head, a folder with another comparison in it, unusable data.
+        ValueError: an unknown or repeated head, a folder with another comparison in it, unusable data, a model
+            too large for memory.
     """
     check_distinct("heads", heads, tuple(KINDS))
-    check_begun(folder, KINDS, resume=resume)
+    check_begun(folder, resume=resume)
     data = read_data(config.data)
     problems = [pose(data, config, config.seed + repeat) for repeat in range(config.seeds)]
     say(describe(data, problems[0]))
-    for name in heads:
-        build_head(name, config, problems[0].counts)
-    setting = {**vars(config), "rows": data.fingerprint()}
+    setting = {**vars(config), "data": data.fingerprint()}  # the rows, wherever they are
     results = []
-    with one_thread():
+    with one_thread(), torch.random.fork_rng(devices=[]):
         for name in heads:
+            with within_memory("hidden", config.hidden):  # what cannot be built is said before the work
+                Classifier(name, config, problems[0])
+        begin(folder, setting)
+        names = with_done(folder, heads, KINDS, say)
+        for name in names:
             result = kept(
                 folder / name,
                 setting,
@@ -59,14 +75,14 @@ def compare_classifiers(
             say(describe_result(result))
             results.append(result)
     content = {
-        **surroundings(),
+        **surroundings_of(results),
         "data": data.summary(),
         "train_rows": len(problems[0].train.label),
         "valid_rows": len(problems[0].valid.label),
         "test_rows": len(problems[0].test.label),
         "options": vars(config),
         "heads": results,
-        "example": example(data, problems[0], folder, heads),
+        "example": example(data, problems[0], folder, names),
     }
     write_json(folder / RESULTS, content)
     return content

@@ -7,15 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
-from vastmax.study.repeats import check_begun, check_distinct, kept, one_thread, spread
-from vastmax.study.surroundings import surroundings
+from vastmax.study.repeats import (
+    begin,
+    check_begun,
+    check_distinct,
+    kept,
+    one_thread,
+    spread,
+    surroundings_of,
+    with_done,
+    within_memory,
+)
 from vastmax.tasks.classify.config import ClassifyConfig
 from vastmax.tasks.classify.data import Problem, digits, pose
 from vastmax.tasks.contrast.config import ContrastConfig
-from vastmax.tasks.contrast.losses import KINDS
-from vastmax.tasks.contrast.train import check_batch, score, train
+from vastmax.tasks.contrast.losses import KINDS, build_loss
+from vastmax.tasks.contrast.train import build_encoder, check_batch, score, train
 from vastmax.tasks.files import RESULTS, whole, write_json
 
 EMBEDDINGS = "embeddings.npy"
@@ -33,25 +43,34 @@ def compare_contrastive(
 ) -> dict[str, Any]:
     """Train an encoder of digits with each loss and seed; losses of one seed share data, initial encoder and views.
 
-    The folder receives `results.json` and a folder per loss, with its scores as soon as it is done and the
-    embeddings of the first seed's test rows, (N, d). With `resume`, losses that are done are not trained again.
+    The folder receives `setting.json`, `results.json` and a folder per loss, with its scores as soon as it is done
+    and the embeddings of the first seed's test rows, (N, d). With `resume`, losses that are done are not trained
+    again, and those that the folder has beside `losses` are in the results too.
 
     Returns:
-        The content of `results.json`.
+        The content of `results.json`, losses in the order of `KINDS`.
 
     Raises:
-        ValueError: an unknown or repeated loss, a folder with another comparison in it, a batch too large.
+        ValueError: an unknown or repeated loss, a folder with another comparison in it, a batch too large, a model
+            too large for memory.
     """
     check_distinct("losses", losses, tuple(KINDS))
-    check_begun(folder, (PIXELS, *KINDS), resume=resume)
+    check_begun(folder, resume=resume)
     data = digits()
     problems = [pose(data, ClassifyConfig(), config.seed + repeat) for repeat in range(config.seeds)]
     check_batch(config, problems[0].train)
     sizes = [len(part.label) for part in (problems[0].train, problems[0].test)]
     say(f"{data.source}: {sizes[0]:,} images to train on, {sizes[1]:,} to test, two random views of each")
     results = []
-    with one_thread():
-        for name in (PIXELS, *losses):
+    with one_thread(), torch.random.fork_rng(devices=[]):
+        with within_memory("hidden", config.hidden):  # what cannot be built is said before the work
+            build_encoder(problems[0].train.features.shape[1], config, config.seed)
+        for name in losses:
+            with within_memory("queue", config.queue):
+                build_loss(name, config)
+        begin(folder, vars(config))
+        names = with_done(folder, (PIXELS, *losses), (PIXELS, *KINDS), say)
+        for name in names:
             result = kept(
                 folder / name,
                 vars(config),
@@ -60,15 +79,13 @@ def compare_contrastive(
             say(describe_result(result))
             results.append(result)
     content = {
-        **surroundings(),
+        **surroundings_of(results),
         "data": data.summary(),
         "train_rows": sizes[0],
         "test_rows": sizes[1],
         "options": vars(config),
         "losses": results,
-        "embeddings": [
-            np.load(folder / name / EMBEDDINGS, allow_pickle=False).round(5).tolist() for name in (PIXELS, *losses)
-        ],
+        "embeddings": [np.load(folder / name / EMBEDDINGS, allow_pickle=False).round(5).tolist() for name in names],
         "label": problems[0].test.label.tolist(),
     }
     write_json(folder / RESULTS, content)

@@ -70,8 +70,7 @@ class DensityOptions:
         check_rising("ratios", self.ratios)
         check_positive_int("repeats", self.repeats)
         check_choice("noise", self.noise, tuple(NOISES))
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise ValueError(f"seed: expected an integer of at least 0, got {self.seed!r}")
+        check_seed(self.seed)
         parameters = 1 + self.features * (self.features + 1) // 2
         if self.sample_sizes[0] <= parameters:
             raise ValueError(
@@ -86,6 +85,12 @@ def check_rising(option: str, numbers: tuple[int, ...]) -> None:
         check_positive_int(option, number)
     if not numbers or list(numbers) != sorted(set(numbers)):
         raise ValueError(f"{option}: expected rising numbers, got {numbers}")
+
+
+def check_seed(seed: object) -> None:
+    """Raise ValueError unless `seed` is an integer that every generator can be seeded by."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed: expected an integer of at least 0 and less than 2**63, got {seed!r}")
 
 
 class Estimate(NamedTuple):

@@ -7,6 +7,16 @@ from dataclasses import dataclass
 from vastmax.tasks.lm.config import LIMIT, option
 from vastmax.validation import check_finite_number, check_positive_int
 
+MOST = 1_000_000
+"""No whole number of these small models goes further: a layer of a million units is past any use."""
+
+
+def check_number(name: str, value: object) -> int:
+    """Return `value` if it is an integer in [1, 1,000,000]; raise TypeError or ValueError otherwise."""
+    if (number := check_positive_int(name, value)) > MOST:
+        raise ValueError(f"{name}: expected an integer of at most {MOST:,}, got {number:,}")
+    return number
+
 
 @dataclass(frozen=True)
 class ClassifyConfig:
@@ -38,7 +48,7 @@ class ClassifyConfig:
 
     def __post_init__(self) -> None:
         for name in ("seeds", "epochs", "batch_size", "hidden", "num_samples"):
-            check_positive_int(name, getattr(self, name))
+            check_number(name, getattr(self, name))
         check_finite_number("long_tail", self.long_tail, at_least=1.0, below=LIMIT)
         check_finite_number("lr", self.lr, above=0.0, below=LIMIT)
         for name in ("weight_decay", "gamma", "tau"):

@@ -58,10 +58,15 @@ class LabelledData:
 
     def fingerprint(self) -> str:
         """Return a hash of rows and labels, to tell whether a comparison goes on with the data it began with."""
-        digest = hashlib.sha256(repr((self.classes, self.share)).encode())
-        content = self.inputs if isinstance(self.inputs, np.ndarray) else np.array(self.inputs).astype("U")
-        for array in (content, self.label, self.part):
-            digest.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
+        digest = hashlib.sha256(repr(self.share).encode())
+        inputs = [self.inputs] if isinstance(self.inputs, np.ndarray) else self.inputs
+        for pieces in (self.classes, inputs, [self.label], [] if self.part is None else [self.part]):
+            digest.update(f"{len(pieces)} pieces".encode())
+            for piece in pieces:
+                # The length goes first: what is hashed is then the pieces, and not their text run together.
+                content = piece.encode(errors="surrogatepass") if isinstance(piece, str) else piece.tobytes()
+                digest.update(f"{len(content)}:".encode())
+                digest.update(content)
         return digest.hexdigest()
 
 
@@ -126,7 +131,9 @@ def labelled_text(path: Path) -> LabelledData:
     parts = read_labelled_text(path)
     order = PARTS if "train" in parts else tuple(parts)
     rows = [row for name in order for row in parts[name]]
-    labels = np.array([label for _, label in rows])
+    names = sorted({label for _, label in rows})
+    place = {name: index for index, name in enumerate(names)}  # an array of names is as wide as the longest one
+    labels = np.array([place[label] for _, label in rows], dtype=np.int64)
     part = np.repeat(np.arange(3), [len(parts[name]) for name in PARTS]) if "train" in parts else None
     classes, notes = classes_to_split(labels) if part is None else classes_of_train(path, labels, part)
     if len(classes) < 2:
@@ -138,13 +145,13 @@ def labelled_text(path: Path) -> LabelledData:
         tuple(notes),
         [text for (text, _), keep in zip(rows, kept, strict=True) if keep],
         np.searchsorted(classes, labels[kept]).astype(np.int64),
-        tuple(classes.tolist()),
+        tuple(names[index] for index in classes),
         None if part is None else part[kept],
         TEXT_SHARE,
     )
 
 
-def classes_to_split(labels: NDArray[np.str_]) -> tuple[NDArray[np.str_], list[str]]:
+def classes_to_split(labels: Ids) -> tuple[Ids, list[str]]:
     """Return the classes with a row for each part, and notes on how the split is made and what it leaves out."""
     classes, counts = np.unique(labels, return_counts=True)
     notes = ["each seed splits 80 / 10 / 10, class by class"]
@@ -157,7 +164,7 @@ def classes_to_split(labels: NDArray[np.str_]) -> tuple[NDArray[np.str_], list[s
     return classes[~rare], notes
 
 
-def classes_of_train(path: Path, labels: NDArray[np.str_], part: Ids) -> tuple[NDArray[np.str_], list[str]]:
+def classes_of_train(path: Path, labels: Ids, part: Ids) -> tuple[Ids, list[str]]:
     """Return the classes of the training part, and notes on what the others have that it lacks."""
     classes = np.unique(labels[part == 0])
     notes = []
@@ -167,7 +174,7 @@ def classes_of_train(path: Path, labels: NDArray[np.str_], part: Ids) -> tuple[N
         if len(lost) == len(there):
             raise ValueError(f"{path}: expected labels of train in {PARTS[index]}, got none of them")
         if len(lost):
-            unseen = f"{len(set(lost)):,} labels that train lacks"
+            unseen = f"{len(np.unique(lost)):,} labels that train lacks"
             notes.append(f"left out: {len(lost):,} rows of {PARTS[index]} with {unseen}")
     return classes, notes
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_calibration_error
+
+from vastmax.calibration import calibration_error, reliability
 
 BINS = 10
 THIRDS = ("head", "medium", "tail")
@@ -25,20 +25,20 @@ def score(log_prob: Tensor, label: Tensor, counts: Tensor) -> dict[str, Any]:
     from sklearn.metrics import f1_score  # type: ignore[import-untyped]
 
     num_classes = len(counts)
-    probability = log_prob.exp().clamp(max=1.0)  # rounding past 1 makes torchmetrics take them for logits
-    confidence, predicted = probability.max(-1)
+    confidence, predicted = log_prob.exp().clamp(max=1.0).max(-1)  # rounding can leave a probability above 1
+    correct = predicted == label
     nll = -log_prob.gather(-1, label.unsqueeze(-1)).squeeze(-1)
     every = np.arange(num_classes)
     f1 = f1_score(label.numpy(), predicted.numpy(), labels=every, average=None, zero_division=0.0)
     thirds = np.array_split(counts.argsort(descending=True, stable=True).numpy(), len(THIRDS))
     return {
-        "accuracy": (predicted == label).double().mean().item(),
+        "accuracy": correct.double().mean().item(),
         "macro_f1": mean_seen(f1, every, label),
         **{third: mean_seen(f1, classes, label) for third, classes in zip(THIRDS, thirds, strict=True)},
         "nll": None if nll.isinf().any() else nll.double().mean().item(),
         "zero_share": nll.isinf().double().mean().item(),
-        "ece": multiclass_calibration_error(probability, label, num_classes, n_bins=BINS).item(),
-        "bins": reliability(confidence, predicted == label),
+        "ece": calibration_error(confidence, correct, num_bins=BINS),
+        "bins": summed_bins(confidence, correct),
     }
 
 
@@ -48,14 +48,13 @@ def mean_seen(f1: NDArray[np.float64], classes: NDArray[np.int64], label: Tensor
     return float(f1[seen].mean()) if len(seen) else None
 
 
-def reliability(confidence: Tensor, correct: Tensor) -> list[dict[str, float]]:
-    """Sum rows, confidence and correct predictions over equal bins of confidence; sums of seeds can be added."""
-    place = torch.bucketize(confidence, torch.linspace(0, 1, BINS + 1), right=True).clamp(max=BINS) - 1
-    sums = [
-        torch.zeros(BINS, dtype=torch.float64).index_add(0, place, values.double())
-        for values in (torch.ones_like(confidence), confidence, correct)
-    ]
+def summed_bins(confidence: Tensor, correct: Tensor) -> list[dict[str, float]]:
+    """Return rows, confidence and correct predictions of every bin: sums, so that those of seeds can be added."""
+    bins = reliability(confidence, correct, num_bins=BINS)
+    confidence_sum, correct_sum = ((bins.rows * mean).nan_to_num() for mean in (bins.confidence, bins.accuracy))
     return [
         {"rows": rows, "confidence": summed, "correct": right}
-        for rows, summed, right in zip(*(values.tolist() for values in sums), strict=True)
+        for rows, summed, right in zip(
+            bins.rows.tolist(), confidence_sum.tolist(), correct_sum.tolist(), strict=True
+        )
     ]

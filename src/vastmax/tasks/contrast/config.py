@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vastmax.tasks.classify.config import check_number
 from vastmax.tasks.lm.config import LIMIT, option
-from vastmax.validation import check_finite_number, check_positive_int
+from vastmax.validation import check_finite_number
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class ContrastConfig:
 
     def __post_init__(self) -> None:
         for name in ("seeds", "epochs", "hidden", "width", "queue"):
-            check_positive_int(name, getattr(self, name))
-        if check_positive_int("batch_size", self.batch_size) < 2:
+            check_number(name, getattr(self, name))
+        if check_number("batch_size", self.batch_size) < 2:
             raise ValueError(f"batch_size: expected at least 2, a pair and its negative, got {self.batch_size}")
         for name in ("lr", "temperature"):
             check_finite_number(name, getattr(self, name), above=0.0, below=LIMIT)
