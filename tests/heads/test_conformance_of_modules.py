@@ -75,7 +75,12 @@ def test_start_at(case):
     torch.testing.assert_close(head.log_partition(torch.zeros(D).double()), torch.tensor(0.0).double())
 
 
+COMPILED = {name: case for name, case in CASES.items() if "," not in name or case.follows}
+"""Each head without options, and each that follows the batch: what is traced is the head's, not its options'."""
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own look at it
+@pytest.mark.parametrize("case", COMPILED.values(), ids=COMPILED)
 def test_compiled_gives_the_same(case):
     """`torch.compile` leaves scoring as it is, as it would a kernel: neither loss nor gradients change."""
     head = case.make(reduction="none")

@@ -17,7 +17,7 @@ from vastmax.data import TokenBatches
 from vastmax.heads import FlatHead
 from vastmax.tasks.lm.config import SAMPLERS
 from vastmax.tasks.lm.corpus import read_streams
-from vastmax.tasks.lm.heads import HEADS
+from vastmax.tasks.lm.heads import COMMON, HEADS
 from vastmax.tasks.lm.model import ExactScores, LanguageModel, learning_rate
 from vastmax.tasks.lm.train import EVAL_LENGTH, EVAL_STRANDS, Interrupted, evaluate, load_run, train
 
@@ -51,8 +51,9 @@ def test_every_head_starts_the_same(text, body):
         torch.testing.assert_close(start, frequency, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("body", ["lstm", "transformer"])
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(
+    ("head", "body"), [*((head, "lstm") for head in HEADS), *((head, "transformer") for head in COMMON)]
+)
 def test_training_learns_the_text(text, head, body, tmp_path):
     """Each word has at most four followers: the exact perplexity must fall well below the unigram's."""
     config = small(text, body=body, epochs=5.0, lr=0.03, width=16, dropout=0.0)
