@@ -17,7 +17,7 @@ demo: $(READY)  ## compare the heads on the interpreter's own source, in at most
 	$(BIN)/vastmax compare lm --budget 18s --points 5 --point-tokens 8000 --eval-tokens 15000
 
 test: lint  ## ruff, mypy and the test suite
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(READY)
 	$(BIN)/ruff check .
