@@ -134,7 +134,7 @@ class UnnormalizedMixture(nn.Module):
 class ICA(nn.Module):
     r"""Independent component analysis: linear functions of x are independent sources of variance 1.
 
-    $$\log \phi(x) = \sum_i g(w_i \cdot x), \qquad g(s) = -\sqrt 2\, \lvert s \rvert \ \text{ or } \
+    $$\log \phi(x) = \sum_i g(w_i \cdot x), \qquad g(s) = -\sqrt 2\, |s| \text{ or }
       -2 \log \cosh \tfrac{\pi s}{2 \sqrt 3}$$
 
     for Laplacian sources, as in Gutmann and Hyvarinen, or logistic ones, which are smooth. The densities of the
