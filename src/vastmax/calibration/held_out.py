@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -63,22 +64,35 @@ def scaled(logits: Tensor, factor: Tensor) -> Tensor:
     return (logits.masked_fill(masked, 0.0) * factor).masked_fill(masked, -torch.inf)
 
 
-class LinearLayer(NamedTuple):
-    """A linear layer whose softmax is a head's distribution, and the rows that it scores."""
+class Scaling(nn.Module, ABC):
+    """A change of the logits that is fitted to held-out rows."""
 
-    hidden: Tensor
-    weight: Tensor
-    bias: Tensor | None
+    @abstractmethod
+    def fit_linear(
+        self,
+        hidden: Tensor,
+        linear_weight: Tensor,
+        target: Tensor,
+        *,
+        linear_bias: Tensor | None = None,
+        ignore_index: int = -100,
+    ) -> Fit:
+        """Fit to the logits of a linear layer, without an N x V tensor."""
 
+    def fit_head(self, head: FlatHead, hidden: Tensor, target: Tensor, *, ignore_index: int = -100) -> Fit:
+        """Fit to a flat head and held-out hidden (..., d), its temperature and offsets included; see `fit_linear`.
 
-@torch.no_grad()
-def linear_of(head: FlatHead, hidden: Tensor) -> LinearLayer:
-    """Return the linear layer whose softmax is the head's distribution, its temperature and offsets included."""
-    if not isinstance(head, FlatHead):
-        raise TypeError(f"head: expected a flat head, got {type(head).__name__}")
-    check_softmax("head", head)
-    head.check(hidden)
-    return LinearLayer(head.divide(hidden), head.weight, head.exact_bias())
+        Raises:
+            TypeError: not a flat head.
+            ValueError: a head whose distribution is not the softmax of a linear layer.
+        """
+        if not isinstance(head, FlatHead):
+            raise TypeError(f"head: expected a flat head, got {type(head).__name__}")
+        check_softmax("head", head)
+        head.check(hidden)
+        with torch.no_grad():
+            rows, bias = head.divide(hidden), head.exact_bias()
+        return self.fit_linear(rows, head.weight, target, linear_bias=bias, ignore_index=ignore_index)
 
 
 def check_softmax(name: str, head: FlatHead) -> None:

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from vastmax.calibration.held_out import (
     Fit,
+    Scaling,
     check_fit_starts,
     check_foldable,
     held_out_hidden,
     held_out_logits,
-    linear_of,
     scaled,
 )
 from vastmax.functional import cross_entropy
@@ -26,7 +26,7 @@ DOUBLINGS = 10
 """Temperatures are looked for from 2^-10 to 2^10."""
 
 
-class TemperatureScaling(nn.Module):
+class TemperatureScaling(Scaling):
     r"""Logits divided by one temperature, the one of least nll on held-out rows.
 
     $$p_c = \text{softmax}(s / T)_c, \qquad
@@ -111,18 +111,6 @@ class TemperatureScaling(nn.Module):
             return linear_cross_entropy(rows * inverse, weight, label, linear_bias=scaled_bias, ignore_index=None)
 
         return self._minimise(nll, rows)
-
-    def fit_head(self, head: FlatHead, hidden: Tensor, target: Tensor, *, ignore_index: int = -100) -> Fit:
-        """Set the temperature to that of least nll for a flat head and held-out hidden (..., d); see `fit_linear`.
-
-        Raises:
-            TypeError: not a flat head.
-            ValueError: a head whose distribution is not the softmax of a linear layer.
-        """
-        layer = linear_of(head, hidden)
-        return self.fit_linear(
-            layer.hidden, layer.weight, target, linear_bias=layer.bias, ignore_index=ignore_index
-        )
 
     @torch.no_grad()
     def apply_to(self, layer: nn.Linear | FlatHead) -> None:

@@ -11,11 +11,11 @@ from torch.nn import functional
 
 from vastmax.calibration.held_out import (
     Fit,
+    Scaling,
     check_fit_starts,
     check_foldable,
     held_out_hidden,
     held_out_logits,
-    linear_of,
     scaled,
 )
 from vastmax.heads.flat import FlatHead
@@ -36,7 +36,7 @@ OverRows = Callable[..., Tensor]
 """`over_rows(loss, *parameters (V,)) -> (N,)`: the loss of every held-out row."""
 
 
-class VectorScaling(nn.Module):
+class VectorScaling(Scaling):
     r"""A scale and a bias for each class, those of least nll on held-out rows.
 
     $$p_c = \text{softmax}(a \circ s + b)_c, \qquad
@@ -149,18 +149,6 @@ class VectorScaling(nn.Module):
             return linear_loss(loss, rows, weight, linear_bias=given, rows=(label,), shared=parameters)
 
         return self._minimise(over_rows, label)
-
-    def fit_head(self, head: FlatHead, hidden: Tensor, target: Tensor, *, ignore_index: int = -100) -> Fit:
-        """Set scales and biases to the minimum for a flat head and held-out hidden (..., d); see `fit_linear`.
-
-        Raises:
-            TypeError: not a flat head.
-            ValueError: a head whose distribution is not the softmax of a linear layer.
-        """
-        layer = linear_of(head, hidden)
-        return self.fit_linear(
-            layer.hidden, layer.weight, target, linear_bias=layer.bias, ignore_index=ignore_index
-        )
 
     @torch.no_grad()
     def apply_to(self, layer: nn.Linear | FlatHead) -> None:

@@ -10,7 +10,7 @@ from vastmax.scoring.blocks import LinearScorer, RowStatistics
 from vastmax.scoring.every_class import check_linear, row_statistics, summed_loss
 from vastmax.scoring.focal import focal
 from vastmax.scoring.links import Link, SoftCap
-from vastmax.scoring.loss_of_logits import linear_loss
+from vastmax.scoring.soft_cross_entropy import linear_soft_cross_entropy
 from vastmax.validation import (
     check_choice,
     check_finite,
@@ -134,7 +134,20 @@ def linear_cross_entropy(
         row_weight = row_weight / total_weight(target_weight * row_weight)
 
     if smoothed is not None and focal_gamma > 0:
-        loss = row_weight * _smoothed_focal(scorer, target_weight, smoothed, label_smoothing, focal_gamma, z_loss)
+        # Every class has a focal term of its own: no function of the row's statistics.
+        loss = row_weight * linear_soft_cross_entropy(
+            scorer.hidden / temperature,
+            linear_weight,
+            torch.ones_like(target_weight).unsqueeze(-1),
+            label.unsqueeze(-1),
+            linear_bias=None if linear_bias is None else linear_bias / temperature,
+            weight=weight,
+            logit_adjustment=logit_adjustment,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            focal_gamma=focal_gamma,
+            link=link,
+        )
         if reduction == "none":
             return loss.new_zeros(target.shape).masked_scatter(counted, loss)
         return loss.sum()
@@ -156,29 +169,3 @@ def linear_cross_entropy(
         loss = row_loss(row_statistics(scorer), slice(None))
         return loss.new_zeros(target.shape).masked_scatter(counted, loss)
     return summed_loss(scorer, row_loss, held=(weight, sample_weight))
-
-
-def _smoothed_focal(
-    scorer: LinearScorer, target_weight: Tensor, class_weight: Tensor, smoothing: float, gamma: float, z_loss: float
-) -> Tensor:
-    """The rows' losses where every class has a focal term of its own: no function of the rows' statistics."""
-
-    def loss(scores: Tensor, label: Tensor, target_weight: Tensor, class_weight: Tensor) -> Tensor:
-        logits = scores if scorer.link is None else scorer.link(scores)
-        if scorer.offset is not None:
-            logits = logits + scorer.offset.to(logits.dtype)
-        log_z = logits.logsumexp(-1)
-        term = focal(logits - log_z.unsqueeze(-1), gamma)
-        of_target = term.gather(-1, label.unsqueeze(-1)).squeeze(-1)
-        of_target = (1 - smoothing) * of_target + z_loss * log_z.square()
-        return target_weight * of_target + smoothing * (term * class_weight.to(term.dtype)).mean(-1)
-
-    bias = None if scorer.bias is None else scorer.bias / scorer.temperature
-    return linear_loss(
-        loss,
-        scorer.hidden / scorer.temperature,
-        scorer.weight,
-        linear_bias=bias,
-        rows=(scorer.target, target_weight),
-        shared=(class_weight,),
-    )
