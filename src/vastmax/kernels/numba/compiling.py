@@ -1,0 +1,39 @@
+"""Numba's compiler as the kernels use it: cached on disk, without the interpreter's lock, the first cost shown."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numba
+
+from vastmax.kernels.choice import log
+
+FAST = {"reassoc", "contract", "arcp", "nsz"}
+"""Sums may be reordered, so that they use the processor's vectors; inf and nan keep their meaning."""
+
+SHOWN_SECONDS = 0.5
+"""A compilation that takes longer is logged."""
+
+inline = numba.njit(fastmath=FAST, error_model="numpy", inline="always")
+"""For functions of one number that kernels call in their inner loops."""
+
+
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function of arrays on first use for each combination of dtypes, and log how long that took."""
+    compiled = numba.njit(function, fastmath=FAST, error_model="numpy", nogil=True, cache=True)
+    shown = 0
+
+    def call(*arguments: Any) -> Any:
+        nonlocal shown
+        start = time.perf_counter()
+        result = compiled(*arguments)
+        if len(compiled.signatures) > shown:  # of two threads that waited for the compiler, one says so
+            shown = len(compiled.signatures)
+            seconds = time.perf_counter() - start
+            if seconds > SHOWN_SECONDS:
+                log.warning("compiled %s in %.1f s, kept for the next process", function.__name__, seconds)
+        return result
+
+    return call

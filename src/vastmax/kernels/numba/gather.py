@@ -1,0 +1,95 @@
+"""Class rows read where they lie: products with them, and sums of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from vastmax.kernels.numba.compiling import kernel
+from vastmax.kernels.numba.threads import in_parts
+
+PART_ELEMENTS = 1 << 16
+"""Elements whose work is worth a thread of its own."""
+
+
+def gather_dot(hidden: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
+    """See `reference.gather_dot`."""
+    logits = hidden.new_empty(ids.shape)
+    arrays = (array(hidden), array(weight), array(ids), array(logits))
+    in_parts(_gather_dot, len(ids), *arrays, at_least=_rows(ids.shape[1] * weight.shape[1]))
+    return logits
+
+
+def gather_sum(table: Tensor, ids: Tensor, starts: Tensor, coefficient: Tensor) -> Tensor:
+    """See `reference.gather_sum`."""
+    sums = coefficient.new_empty(len(starts), table.shape[1])
+    arrays = (array(table), array(ids), array(starts), array(coefficient), array(sums))
+    run = max(1, len(ids) // max(len(starts), 1))
+    in_parts(_gather_sum, len(starts), *arrays, at_least=_rows(run * table.shape[1]))
+    return sums
+
+
+def array(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """Return a tensor's memory as a contiguous array."""
+    found: np.ndarray[Any, Any] = tensor.detach().contiguous().numpy()
+    return found
+
+
+def _rows(elements: int) -> int:
+    return max(1, PART_ELEMENTS // max(elements, 1))
+
+
+@kernel
+def _gather_dot(hidden: Any, weight: Any, ids: Any, logits: Any, start: int, stop: int) -> None:
+    zero = hidden.dtype.type(0)
+    num_ids, size = ids.shape[1], hidden.shape[1]
+    for row in range(start, stop):
+        h = hidden[row]
+        j = 0
+        # Four rows in flight: their cache misses overlap.
+        while j + 4 <= num_ids:
+            w0, w1, w2, w3 = (
+                weight[ids[row, j]],
+                weight[ids[row, j + 1]],
+                weight[ids[row, j + 2]],
+                weight[ids[row, j + 3]],
+            )
+            s0, s1, s2, s3 = zero, zero, zero, zero
+            for i in range(size):
+                x = h[i]
+                s0 += x * w0[i]
+                s1 += x * w1[i]
+                s2 += x * w2[i]
+                s3 += x * w3[i]
+            logits[row, j], logits[row, j + 1], logits[row, j + 2], logits[row, j + 3] = s0, s1, s2, s3
+            j += 4
+        while j < num_ids:
+            w0 = weight[ids[row, j]]
+            s0 = zero
+            for i in range(size):
+                s0 += h[i] * w0[i]
+            logits[row, j] = s0
+            j += 1
+
+
+@kernel
+def _gather_sum(table: Any, ids: Any, starts: Any, coefficient: Any, sums: Any, start: int, stop: int) -> None:
+    size = table.shape[1]
+    for run in range(start, stop):
+        end = starts[run + 1] if run + 1 < len(starts) else len(ids)
+        total = sums[run]
+        total[:] = 0
+        i = starts[run]
+        while i + 4 <= end:
+            t0, t1, t2, t3 = table[ids[i]], table[ids[i + 1]], table[ids[i + 2]], table[ids[i + 3]]
+            x0, x1, x2, x3 = coefficient[i], coefficient[i + 1], coefficient[i + 2], coefficient[i + 3]
+            for j in range(size):
+                total[j] += x0 * t0[j] + x1 * t1[j] + x2 * t2[j] + x3 * t3[j]
+            i += 4
+        while i < end:
+            t0, x0 = table[ids[i]], coefficient[i]
+            for j in range(size):
+                total[j] += x0 * t0[j]
+            i += 1
