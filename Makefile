@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+BENCH  := $(VENV)/.ready-bench
 DOCS   := $(VENV)/.ready-docs
 
-.PHONY: demo test lint bench docs clean
+.PHONY: demo test lint bench bench-full docs clean
 .DEFAULT_GOAL := test
 
 $(READY): pyproject.toml constraints.txt
@@ -24,8 +25,15 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## the measurements behind the README's figures, in minutes
+$(BENCH): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	touch $@
+
+bench: $(BENCH)  ## the measurements behind the README's figures, beside their peers, in minutes
 	$(BIN)/python -m benchmarks
+
+bench-full: $(BENCH)  ## the same with larger sizes, slower peers and more rounds
+	$(BIN)/python -m benchmarks --full
 
 $(DOCS): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'

@@ -61,6 +61,8 @@ def check_hidden(name: str, hidden: Tensor, in_features: int) -> None:
 
 def check_finite(name: str, values: Tensor, rows: Tensor | None = None) -> None:
     """Raise ValueError naming the first NaN or infinity of `values`, within `rows` if a mask of them is given."""
+    if values.numel() == 0 or torch.stack(values.aminmax()).isfinite().all():
+        return  # one pass over the values, as nearly always; where they stand is looked for below
     finite = values.isfinite()
     if rows is not None:
         finite = finite | ~rows.unsqueeze(-1)
@@ -79,8 +81,11 @@ def check_ids(name: str, ids: Tensor, num_classes: int) -> None:
         raise TypeError(f"{name}: expected an int64 tensor of class ids, got {type(ids).__name__}")
     if ids.dtype != torch.int64:
         raise TypeError(f"{name}: expected int64 class ids, got dtype {ids.dtype}")
-    outside = (ids < 0) | (ids >= num_classes)
-    if outside.any():
+    if ids.numel() == 0:
+        return
+    least, most = torch.stack(ids.aminmax()).tolist()
+    if least < 0 or most >= num_classes:
+        outside = (ids < 0) | (ids >= num_classes)
         place = tuple(outside.nonzero()[0].tolist())
         raise ValueError(f"{name}: expected class ids in [0, {num_classes}), got {ids[place].item()} at {place}")
 

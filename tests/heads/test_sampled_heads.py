@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from vastmax import heads, samplers
+from vastmax import heads, kernels, samplers
 
 V, D = 9, 4
 
@@ -349,3 +349,37 @@ def test_options_of_nce_and_negative_sampling():
     for value in (-0.1, 1.1):
         with pytest.raises(ValueError, match="calibration: expected a"):
             heads.NegativeSampling(D, V, calibration=value)
+
+
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("unique", [False, True])
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (heads.SampledSoftmax, {}),
+        (heads.NCE, {}),
+        (heads.NCE, {"log_partition": 1.5}),
+        (heads.NegativeSampling, {"calibration": 0.5}),
+    ],
+)
+def test_one_pass_is_the_loss_of_the_scores(kind, options, shared, unique, bias, temperature, backend, monkeypatch):
+    hidden, target, g = batch()
+    noise = samplers.Unigram([5, 1, 1, 3, 2, 2, 1, 4, 6], unique=unique)
+    options |= {"temperature": temperature, "bias": bias, "reduction": "none", "dtype": torch.float64}
+    head = kind(D, V, sampler=noise, num_samples=5, shared=shared, **options)
+    torch.nn.init.normal_(head.weight)
+    upstream = torch.randn(len(target), generator=g, dtype=torch.float64)
+
+    def result():
+        loss = head(hidden, target, generator=torch.Generator().manual_seed(3))
+        return loss, *torch.autograd.grad(loss, [hidden, *head.parameters()], upstream)
+
+    with kernels.use(backend):
+        one_pass = result()
+    monkeypatch.setattr(kind, "loss_in_one_pass", lambda *_: None)
+    with kernels.use("torch"):
+        for mine, other in zip(one_pass, result(), strict=True):
+            torch.testing.assert_close(mine, other)

@@ -1,11 +1,21 @@
 """What the optimizer tests share: sparse gradients, and a look at all that a step may change."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.testing import assert_close
+
+from vastmax.optim import SGD, LazyAdamW, RowwiseAdagrad
+
+OPTIMIZERS = {
+    "LazyAdamW": LazyAdamW,
+    "LazyAdamW-by-row": partial(LazyAdamW, rowwise_second_moment=True, betas=(0.0, 0.99)),
+    "RowwiseAdagrad": RowwiseAdagrad,
+    "SGD": partial(SGD, momentum=0.9),
+}
 
 
 def sparse(rows: Sequence[int] | Tensor, values: Tensor, num_rows: int) -> Tensor:

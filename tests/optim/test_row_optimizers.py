@@ -2,16 +2,16 @@
 
 import pytest
 import torch
-from row_gradients import assert_same, bits, random_rows, sparse
+from row_gradients import OPTIMIZERS, assert_same, bits, random_rows, sparse
 from torch import nn
 from torch.optim.lr_scheduler import StepLR
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vastmax.optim import LazyAdamW, RowwiseAdagrad
+from vastmax import kernels
 
-pytestmark = pytest.mark.parametrize("optimizer_class", [LazyAdamW, RowwiseAdagrad])
+pytestmark = pytest.mark.parametrize("optimizer_class", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
 EXACT = {"rtol": 0.0, "atol": 0.0}
 
 
@@ -133,7 +133,8 @@ class LargeTensors(TorchDispatchMode):
         return {v.untyped_storage().data_ptr() for v in tensors if v.numel() >= self.size}
 
 
-def test_a_sparse_step_neither_makes_nor_walks_a_tensor_of_the_number_of_rows(optimizer_class):
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+def test_a_sparse_step_neither_makes_nor_walks_a_tensor_of_the_number_of_rows(optimizer_class, backend):
     num_rows, g = 10_000, generator()
     weight, bias = nn.Parameter(torch.randn(num_rows, 8, generator=g)), nn.Parameter(torch.zeros(num_rows))
     optimizer = optimizer_class([weight, bias])
@@ -141,16 +142,16 @@ def test_a_sparse_step_neither_makes_nor_walks_a_tensor_of_the_number_of_rows(op
     def step():
         weight.grad = sparse([7, 9_999, 7], torch.randn(3, 8, generator=g), num_rows)
         bias.grad = sparse([0, 9_999], torch.randn(2, generator=g), num_rows)
-        with LargeTensors(num_rows) as large:
+        with kernels.use(backend), LargeTensors(num_rows) as large:
             optimizer.step()
         return large
 
     assert step().makers, "the first step makes the state, so the check has something to see"
     large = step()
     assert large.makers == set()
-    by_row = {"index_select", "index_copy_", "index_fill_"}
-    assert {"index_select", "index_copy_"} <= large.takers
-    assert {name for name in large.takers if name not in by_row} <= {"detach", "alias"}
+    by_row = {"index_select", "index_copy_", "index_fill_"} if backend == "torch" else set()
+    assert large.takers >= by_row - {"index_fill_"}
+    assert large.takers - by_row <= {"detach", "alias"}
 
 
 def test_one_optimizer_serves_a_model_as_one_for_each_parameter_would(optimizer_class):
@@ -183,7 +184,8 @@ def test_half_precision_parameters_are_updated_in_float32_and_rounded_once(optim
         else:
             half.grad = random_rows((6, 3), touched, g, dtype)
         single.grad = half.grad.float()
-        optimizer.step()
+        with kernels.use("torch"):  # the same arithmetic for both, so that nothing but the rounding differs
+            optimizer.step()
         assert_close(half.detach(), single.detach().to(dtype), **EXACT)
         single.data = half.detach().float()
     for name, value in optimizer.state[half].items():

@@ -62,6 +62,7 @@ def log_terms(batch: Batch, candidates: Candidates) -> Tensor:
 @either
 @every_base
 def test_the_loss_is_that_of_the_pool_with_terms_left_out(make, shared) -> None:
+    compared = 0
     for seed in range(20):
         batch = make_batch(V, ROWS, seed=seed)
         pool, target_log_count = draw(make(), batch, POOL, shared, seed)
@@ -76,10 +77,14 @@ def test_the_loss_is_that_of_the_pool_with_terms_left_out(make, shared) -> None:
             assert (found <= of_pool + 1e-12).all()
             assert (found >= before - 1e-12).all() or shared
             before = found
-        torch.testing.assert_close(found, of_pool)
+        # A distinct set has POOL draws in the mean, so at times more classes than that.
+        all_kept = ((~pool.padding).sum(-1) <= POOL).expand(ROWS)
+        torch.testing.assert_close(found[all_kept], of_pool[all_kept])
+        compared += int(all_kept.sum())
         assert (
             loss(batch, draw(HardNegatives(make(), POOL), batch, 1, shared, seed)[0], log_count) < of_pool
         ).any()
+    assert compared > 10 * ROWS
 
 
 @every_base

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from vastmax.scoring import chosen_classes, chosen_logits
+from vastmax import kernels
+from vastmax.kernels.reference import gather
+from vastmax.scoring import chosen_logits
 
 V, D = 9, 4
 ID_SETS = {
@@ -33,20 +35,22 @@ def by_indexing(hidden, weight, bias, ids):
     return logits[..., ids] if ids.ndim == 1 else logits.gather(-1, ids)
 
 
-@pytest.mark.parametrize("gathered", [1, 1 << 20])
+@pytest.mark.parametrize(("backend", "gathered"), [("torch", 1), ("torch", 1 << 20), ("numba", 0)])
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("id_sets", ID_SETS.values(), ids=ID_SETS)
-def test_equals_indexing_all_logits(id_sets, with_bias, sparse, gathered, monkeypatch):
-    monkeypatch.setattr(chosen_classes, "GATHERED_ELEMENTS", gathered)
+def test_equals_indexing_all_logits(id_sets, with_bias, sparse, backend, gathered, monkeypatch):
+    monkeypatch.setattr(gather, "GATHERED_ELEMENTS", gathered)
     hidden, weight, bias, g = problem()
     inputs = (hidden, weight, bias) if with_bias else (hidden, weight)
-    ours = chosen_logits(hidden, weight, *id_sets, linear_bias=bias if with_bias else None, sparse=sparse)
+    with kernels.use(backend):
+        ours = chosen_logits(hidden, weight, *id_sets, linear_bias=bias if with_bias else None, sparse=sparse)
     theirs = [by_indexing(hidden, weight, bias if with_bias else None, ids) for ids in id_sets]
     upstream = [torch.randn(t.shape, generator=g, dtype=t.dtype) for t in theirs]
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, other)
-    mine = torch.autograd.grad(ours, inputs, upstream)
+    with kernels.use(backend):
+        mine = torch.autograd.grad(ours, inputs, upstream)
     other = torch.autograd.grad(theirs, inputs, upstream)
     for index, (m, o) in enumerate(zip(mine, other, strict=True)):
         if index > 0 and sparse:

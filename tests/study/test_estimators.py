@@ -159,7 +159,7 @@ class TestEstimators:
         pair = margin.sigmoid().scatter(1, problem.target.unsqueeze(1), 0.0)
         expected = pair - one_hot(problem.target, 4) * pair.sum(-1, keepdim=True)
         sampler = samplers.Unigram(problem.counts, 1.0)
-        found = mean_gradients(problem, build_head("one-vs-each", problem, sampler, 2), 1000)
+        found = mean_gradients(problem, build_head("one-vs-each", problem, sampler, 2), 4000)
         within(found, from_logits(problem, expected))
 
     @staticmethod

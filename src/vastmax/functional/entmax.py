@@ -9,17 +9,16 @@ which are log and exp at $\alpha = 1$.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vastmax.functional.entmax_solver import solve
+from vastmax.compilation import uncompiled
 from vastmax.functional.precision import at_least_float32
 from vastmax.functional.softmax import check_logits, log_softmax, softmax
-from vastmax.scoring.blocks import uncompiled
+from vastmax.kernels import implementation, reference
 from vastmax.validation import check_finite_number, check_positive_int
 
 
@@ -183,71 +182,27 @@ def _entmax(logits: Tensor, alpha: float | Tensor, dim: int, *, log: bool) -> Te
 
 
 class _Entmax(torch.autograd.Function):
-    r"""Entmax of rows (N, V) or its logarithm, for order a (N, 1) or (1, 1).
-
-    With $g_c = p_c^{1-a}$, the slope of $\exp_\alpha$ at p, the gradient of the logits is
-    $J u = g \odot (u - \langle g, u \rangle / \sum_c g_c)$. A change of $\alpha$ at fixed logits is a change of the
-    logits by $-\partial \log_\alpha p / \partial \alpha$ at fixed $\alpha$.
-    """
+    """Entmax of rows (N, V) or its logarithm, for order a (N, 1) or (1, 1); see `reference.entmax_gradient`."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, order: Tensor, log: bool) -> Tensor:
-        found = solve(logits, order, log=log)
+        found: Tensor = implementation("entmax", logits)(logits, order, log=log)
         ctx.save_for_backward(found, order)
         ctx.log = log
+        ctx.set_materialize_grads(False)
         return found
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        if upstream is None:  # of a loss at its maximum, where a change of p changes nothing
+            return None, None, None
         found, order = ctx.saved_tensors
-        outside = found == (-torch.inf if ctx.log else 0.0)
-        log_p = found.masked_fill(outside, 0.0) if ctx.log else found.masked_fill(outside, 1.0).log()
-        a = order.to(found.dtype)
-        # Past the square root of the largest number, a slope stands for infinity.
-        most = math.log(torch.finfo(found.dtype).max) / 2
-        slope_of_log = (-a * log_p).clamp(max=most).exp().masked_fill(outside, 0.0)
-        slope = slope_of_log * (log_p.exp() if ctx.log else found)
-        weighted = (slope_of_log if ctx.log else slope) * upstream.masked_fill(outside, 0.0)
-        if (order > 1).any():
-            # The smallest probability has by far the largest slope: the rest is counted from its upstream gradient.
-            least = log_p.detach().masked_fill(outside, torch.inf).argmin(-1, keepdim=True)
-            origin = weighted.gather(-1, least) / slope.gather(-1, least)
-            weighted = (weighted - slope * origin).scatter(-1, least, 0.0)
-        grad_logits = weighted - slope * (weighted.sum(-1, keepdim=True) / slope.sum(-1, keepdim=True))
-        grad_order = None
-        if ctx.needs_input_grad[1]:
-            rows = -(grad_logits * log_p.square() * exponential_moment(a * log_p, 1)).sum(-1, keepdim=True)
-            grad_order = rows.sum_to_size(order.shape).to(order.dtype)
+        # What has a derivative itself is made of torch's operators.
+        twice = torch.is_grad_enabled()
+        gradient = reference.entmax_gradient if twice else implementation("entmax_gradient", found, order, upstream)
+        grad_logits, of_rows = gradient(found, order, upstream, log=ctx.log, of_order=ctx.needs_input_grad[1])
+        grad_order = None if of_rows is None else of_rows.sum_to_size(order.shape).to(order.dtype)
         return grad_logits, grad_order, None
-
-
-def log_alpha(log_p: Tensor, order: Tensor) -> Tensor:
-    r"""Return $\log_\alpha p = (p^a - 1) / a$ from log p, without cancellation and at a = 0 too."""
-    return log_p * exponential_moment(order * log_p, 0)
-
-
-@uncompiled
-def exponential_moment(value: Tensor, power: int) -> Tensor:
-    r"""Return $M_k(z) = \int_0^1 t^k e^{tz} dt$ of z up to 0: $M_0 = (e^z - 1) / z$, and $M_k' = M_{k+1}$."""
-    found: Tensor = _ExponentialMoment.apply(value, power)  # type: ignore[no-untyped-call]
-    return found
-
-
-class _ExponentialMoment(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, power: int) -> Tensor:
-        ctx.save_for_backward(value)
-        ctx.power = power
-        # Below this the moment is that of z = 0, and its square must not underflow.
-        distance = (-value).clamp(min=torch.finfo(value.dtype).eps ** 2)
-        shape = torch.full_like(distance, power + 1)
-        moment: Tensor = torch.special.gammainc(shape, distance) * math.factorial(power) / distance ** (power + 1)
-        return moment
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
-        (value,) = ctx.saved_tensors
-        return upstream * exponential_moment(value, ctx.power + 1), None
 
 
 def entmax_order(alpha: float | Tensor, logits: Tensor, dim: int) -> Tensor:

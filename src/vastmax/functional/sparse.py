@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vastmax.functional.entmax import check_k, entmax, entmax_order, exponential_moment, log_alpha
+from vastmax.compilation import uncompiled
+from vastmax.functional.entmax import check_k, entmax, entmax_order
 from vastmax.functional.precision import at_least_float32
 from vastmax.functional.softmax import check_loss_rows, holds_probabilities
+from vastmax.kernels import implementation, reference
 from vastmax.reduction import reduce_rows
-from vastmax.scoring.blocks import uncompiled
 from vastmax.validation import check_distribution, check_target
 
 
@@ -199,76 +200,70 @@ def entmax_loss(
         True
     """
     check_loss_rows(logits, sample_weight)
-    ignored = None
     logits = at_least_float32(logits)
-    # The loss does not change if a number is added to all logits of a row: this one keeps them accurate.
-    logits = logits - logits.detach().amax(-1, keepdim=True)
     order = entmax_order(alpha, logits, -1)
-    conjugate = _conjugate(logits, alpha, order)
     if not holds_probabilities(target):
         label, ignored = _label(logits, target, ignore_index)
-        loss = conjugate - logits.gather(-1, label).squeeze(-1)
+        loss = _above_target(logits, alpha, order, label)
     else:
         check_distribution("target", target, logits.shape)
-        probability = target.to(logits.dtype)
-        expected = (probability * logits.masked_fill(probability == 0, 0.0)).sum(-1)
-        loss = conjugate - _entropy(probability.reshape(-1, logits.shape[-1]), order).view_as(expected) - expected
+        ignored, probability = None, target.to(logits.dtype)
+        # The loss does not change if a number is added to all logits of a row: this one keeps them accurate.
+        below = logits - logits.detach().amax(-1, keepdim=True)
+        expected = (probability * below.masked_fill(probability == 0, 0.0)).sum(-1)
+        entropy = reference.tsallis_entropy(probability.reshape(-1, logits.shape[-1]), order).view_as(expected)
+        loss = _above_target(below, alpha, order, None) - entropy - expected
     return reduce_rows(loss, reduction=reduction, weight=sample_weight, ignored=ignored)
 
 
 @uncompiled
-def _conjugate(logits: Tensor, alpha: float | Tensor, order: Tensor) -> Tensor:
+def _above_target(logits: Tensor, alpha: float | Tensor, order: Tensor, label: Tensor | None) -> Tensor:
+    r"""$\Omega^*(s)$ above the logits of class ids (..., 1), or above the largest logits."""
     probability = entmax(logits, alpha)
     rows, classes = logits.shape[:-1], logits.shape[-1]
-    found: Tensor = _Conjugate.apply(  # type: ignore[no-untyped-call]
-        logits.reshape(-1, classes), probability.reshape(-1, classes), order
+    found: Tensor = _AboveTarget.apply(  # type: ignore[no-untyped-call]
+        logits.reshape(-1, classes),
+        probability.reshape(-1, classes),
+        order,
+        None if label is None else label.reshape(-1, 1),
     )
     return found.view(rows)
 
 
-class _Conjugate(torch.autograd.Function):
-    r"""$\Omega^*(s) = \langle p, s \rangle + H_\alpha(p)$ at its maximum p, of rows (N, V) of largest logit 0.
+class _AboveTarget(torch.autograd.Function):
+    r"""$\Omega^*(s) = \langle p, s \rangle + H_\alpha(p)$ at its maximum p, above one logit of each row (N, V).
 
     At the maximum a change of p changes nothing, so p gets no gradient; it is the gradient of the logits, and takes
     part in that gradient's own.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, probability: Tensor, order: Tensor) -> Tensor:
-        ctx.save_for_backward(probability, order)
-        expected = (probability * logits.masked_fill(probability == 0, 0.0)).sum(-1)
-        # The largest logit alone gives 0: less than that is rounding.
-        return (expected + _entropy(probability, order)).clamp(min=0)
+    def forward(ctx: Any, logits: Tensor, probability: Tensor, order: Tensor, label: Tensor | None) -> Tensor:
+        ctx.save_for_backward(probability, order, label)
+        above: Tensor = implementation("entmax_conjugate", logits, probability, order)(logits, probability, order)
+        if label is None:
+            return above
+        return above + (logits.amax(-1) - logits.gather(-1, label).squeeze(-1))
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        probability, order = ctx.saved_tensors
+        probability, order, label = ctx.saved_tensors
         upstream = upstream.unsqueeze(-1)
+        grad_logits = upstream * probability
+        if label is not None:
+            grad_logits.scatter_add_(-1, label, -upstream)
         grad_order = None
         if ctx.needs_input_grad[2]:
-            rows = upstream * _entropy_slope(probability, order)
+            # What has a derivative itself is made of torch's operators.
+            twice = torch.is_grad_enabled()
+            slope = (
+                reference.tsallis_entropy_slope
+                if twice
+                else implementation("tsallis_entropy_slope", probability, order)
+            )
+            rows = upstream * slope(probability, order).unsqueeze(-1)
             grad_order = rows.sum_to_size(order.shape).to(order.dtype)
-        return upstream * probability, None, grad_order
-
-
-def _entropy(probability: Tensor, order: Tensor) -> Tensor:
-    r"""Return Tsallis' entropy $H_\alpha(p) = -\langle p, \log_\alpha p \rangle / \alpha$ of rows, (N,)."""
-    a = order.to(probability.dtype)
-    log_p = _log_inside(probability)
-    return -(probability * log_alpha(log_p, a) / (1 + a)).sum(-1)
-
-
-def _entropy_slope(probability: Tensor, order: Tensor) -> Tensor:
-    r"""Return $\partial H_\alpha(p) / \partial \alpha$ of rows, (N, 1)."""
-    a = order.to(probability.dtype)
-    log_p = _log_inside(probability)
-    slope = log_p.square() * exponential_moment(a * log_p, 1) - log_alpha(log_p, a) / (1 + a)
-    return -(probability * slope / (1 + a)).sum(-1, keepdim=True)
-
-
-def _log_inside(probability: Tensor) -> Tensor:
-    """Return log p where p is above 0, and 0 elsewhere."""
-    return probability.masked_fill(probability == 0, 1.0).log()
+        return grad_logits, None, grad_order, None
 
 
 def _label(logits: Tensor, target: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from vastmax.heads.running_topk import RunningTopK, topk_in_blocks
 from vastmax.heads.softmax_part import SoftmaxPart
 from vastmax.reduction import total_weight
 from vastmax.samplers import Sampler, Uniform, Unigram
-from vastmax.scoring import chosen_logits, linear_logits, linear_topk
+from vastmax.scoring import linear_logits, linear_topk
 from vastmax.scoring.top import TopK
 from vastmax.validation import (
     check_counts,
@@ -181,7 +181,9 @@ class AdaptiveSoftmax(Head):
     def _reduced(self, hidden: Tensor, target: Tensor, sample_weight: Tensor | None) -> Tensor:
         """The reduced exact loss of one class per row, its gradient made in the same pass over the classes."""
         counted = target != self.ignore_index
-        hidden, target = self._wide(hidden[counted]), target[counted]
+        rows = counted.flatten().nonzero().squeeze(-1)
+        hidden = self._wide(hidden).reshape(-1, self.in_features).index_select(0, rows)
+        target = target[counted]
         weight = hidden.new_ones(len(target))
         if sample_weight is not None:
             weight = weight * sample_weight[counted].to(weight.dtype)
@@ -221,15 +223,13 @@ class AdaptiveSoftmax(Head):
         for i, (start, stop) in enumerate(self._tails()):
             rows = ((target >= start) & (target < stop)).nonzero().squeeze(-1)
             if len(rows) > 0:  # a tail that no row is in gets no gradient, and so no optimizer step
-                projected, weight = self._tail(i, hidden[rows])
+                projected, weight = self._tail(i, hidden.index_select(0, rows))
                 yield SoftmaxPart(rows, projected, weight, None, target[rows] - start, self._sampler(i))
 
     def _tail(self, i: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden rows projected into tail i, and its class rows."""
         projection = self.tail[i].get_parameter("0.weight")
-        # All its rows, chosen: a linear layer that autocast alters neither forward nor backward.
-        (projected,) = chosen_logits(hidden, projection, torch.arange(len(projection), device=hidden.device))
-        return projected, self.tail[i].get_parameter("1.weight")
+        return linear_logits(hidden, projection), self.tail[i].get_parameter("1.weight")
 
     def _sampler(self, i: int) -> Sampler | None:
         """What draws the candidates of tail i, None if it is trained exactly."""

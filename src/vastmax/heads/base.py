@@ -150,8 +150,12 @@ class Head(nn.Module, ABC):
             loss = -self.log_prob(hidden).masked_fill(target == 0, 0.0)
             return TrueClasses(loss, target.to(loss.dtype))
         classes, counted, share = shares(hidden, target, self.ignore_index, target_weight)
-        found = row_loss(hidden.unsqueeze(-2).expand(*classes.shape, -1)[counted], classes[counted])
-        loss = found.new_zeros(classes.shape).masked_scatter(counted, found)
+        rows = hidden.unsqueeze(-2).expand(*classes.shape, -1)
+        if counted.all():  # and so need not be picked out, which copies the rows and adds them up on the way back
+            loss = row_loss(rows.reshape(-1, hidden.shape[-1]), classes.reshape(-1)).view(classes.shape)
+        else:
+            found = row_loss(rows[counted], classes[counted])
+            loss = found.new_zeros(classes.shape).masked_scatter(counted, found)
         return TrueClasses(loss, share.to(loss.dtype), classes)
 
     def check(

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vastmax.functional.entmax import log_alpha, log_entmax
+from vastmax.functional.entmax import log_entmax
 from vastmax.functional.sparse import entmax_loss
 from vastmax.heads.flat import FlatHead
 from vastmax.heads.running_topk import topk_in_blocks
 from vastmax.heads.targets import RowLoss, mean_weight
+from vastmax.kernels.reference import log_alpha
 from vastmax.reduction import reduce_rows
 from vastmax.scoring import linear_logits, linear_loss
 from vastmax.scoring.top import TopK

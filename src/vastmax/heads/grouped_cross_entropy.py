@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from vastmax.compilation import uncompiled
 from vastmax.heads.clusters import Clusters
-from vastmax.scoring.blocks import LinearScorer, RowStatistics, uncompiled
+from vastmax.scoring.blocks import LinearScorer, RowStatistics
 
 
 @uncompiled
@@ -73,7 +74,12 @@ class _GroupedCrossEntropy(torch.autograd.Function):
         grad_bias = _ClassGradient(bias, classes) if wanted[2] else None
         with torch.autocast(hidden.device.type, enabled=False):
             for group, rows, scorer in _scorers(hidden, weight, bias, target, ctx.clusters):
-                gradients = scorer.empty_gradients((*wanted, False))
+                members = ctx.clusters.members(group)
+                gradients = scorer.empty_gradients((wanted[0], False, False, False))
+                gradients = gradients._replace(
+                    weight=None if grad_weight is None else grad_weight.zeros(members, scorer.dtype),
+                    bias=None if grad_bias is None else grad_bias.zeros(members, scorer.dtype),
+                )
                 buffer = scorer.buffer()
                 for block in scorer.row_blocks():
                     flow = upstream[rows[block]]
@@ -81,11 +87,10 @@ class _GroupedCrossEntropy(torch.autograd.Function):
                     scorer.backward(block, buffer, log_partition[rows[block]], flows, gradients)
                 if grad_hidden is not None and gradients.hidden is not None:
                     grad_hidden[rows] = gradients.hidden.to(grad_hidden.dtype)
-                ids = ctx.clusters.member_ids(group)
                 if grad_weight is not None and gradients.weight is not None:
-                    grad_weight.put(ids, gradients.weight)
+                    grad_weight.put(members, gradients.weight)
                 if grad_bias is not None and gradients.bias is not None:
-                    grad_bias.put(ids, gradients.bias)
+                    grad_bias.put(members, gradients.bias)
         return (
             grad_hidden,
             None if grad_weight is None else grad_weight.tensor(),
@@ -101,14 +106,31 @@ class _ClassGradient:
 
     def __init__(self, parameter: Tensor, classes: Tensor | None) -> None:
         self.parameter, self.classes = parameter, classes
-        if classes is None:
-            self.rows = torch.zeros_like(parameter)
-        else:  # every one of them is put once
-            self.rows = parameter.new_empty(len(classes), *parameter.shape[1:])
+        num_rows = len(parameter) if classes is None else len(classes)
+        self.rows = parameter.new_zeros(num_rows, *parameter.shape[1:])
 
-    def put(self, ids: Tensor, rows: Tensor) -> None:
-        place = ids if self.classes is None else torch.searchsorted(self.classes, ids)
-        self.rows.index_copy_(0, place, rows.to(self.rows.dtype))
+    def zeros(self, members: Tensor | slice, dtype: torch.dtype) -> Tensor:
+        """Zeros for a group's gradient to be added to: where it belongs, if that is in one place."""
+        place = self._place(members)
+        if isinstance(place, slice) and dtype == self.rows.dtype:
+            return self.rows[place]
+        count = len(members) if isinstance(members, Tensor) else members.stop - members.start
+        return self.rows.new_zeros(count, *self.rows.shape[1:], dtype=dtype)
+
+    def put(self, members: Tensor | slice, rows: Tensor) -> None:
+        """Keep a group's gradient, unless it was made where it belongs."""
+        place = self._place(members)
+        if isinstance(place, Tensor) or rows.dtype != self.rows.dtype:
+            self.rows[place] = rows.to(self.rows.dtype)
+
+    def _place(self, members: Tensor | slice) -> Tensor | slice:
+        """Where a group's classes are among the rows."""
+        if self.classes is None:
+            return members
+        if isinstance(members, slice):
+            start = int(torch.searchsorted(self.classes, members.start))
+            return slice(start, start + members.stop - members.start)
+        return torch.searchsorted(self.classes, members)
 
     def tensor(self) -> Tensor:
         if self.classes is None:

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from vastmax.heads.base import Head
 from vastmax.scoring import chosen_logits, linear_logits
+from vastmax.scoring.chosen_losses import logistic_rows
 from vastmax.scoring.top import TopK
 from vastmax.trees import Tree
 from vastmax.trees.search import Search, best_first
@@ -130,9 +130,9 @@ class HierarchicalSoftmax(Head):
 
     def _row_nll(self, hidden: Tensor, target: Tensor) -> Tensor:
         nodes, turns, padding = self._tree_on(hidden.device).paths(target)
-        (logits,) = chosen_logits(hidden, self.weight, nodes, linear_bias=self.bias, sparse=self.sparse)
-        log_turns = functional.logsigmoid(torch.where(turns, -logits, logits))
-        return -log_turns.masked_fill(padding, 0.0).sum(-1)
+        share = (~padding).to(self._arithmetic(hidden))
+        offset = torch.zeros_like(share)
+        return logistic_rows(hidden, self.weight, self.bias, nodes, ~turns, offset, share, sparse=self.sparse)
 
     def log_prob(self, hidden: Tensor) -> Tensor:
         """Return the exact log-probability of every class: (..., V), in nats, in at least float32."""

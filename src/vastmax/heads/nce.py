@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from vastmax.functional import log_partition_estimate, nce_loss
 from vastmax.heads.sampled_head import SampledHead, Scores
-from vastmax.samplers import Batch, HardNegatives, Sampler
+from vastmax.samplers import Batch, Candidates, HardNegatives, Sampler
+from vastmax.scoring.chosen_losses import noise_contrast
 from vastmax.validation import check_finite_number
 
 
@@ -162,6 +163,25 @@ class NCE(SampledHead):
 
     def _drawn_from(self, noise: Sampler, batch: Batch) -> Sampler:
         return noise if self.proposal is None else self.proposal.given(batch, shared=self.shared)
+
+    def loss_in_one_pass(
+        self, hidden: Tensor, target: Tensor, target_log_count: Tensor, candidates: Candidates
+    ) -> Tensor | None:
+        """Return the binary losses of target and noise, summed per row, where a constant log-partition is given."""
+        given = self.normaliser.value if isinstance(self.normaliser, Constant) else None
+        if not isinstance(given, float) or self.z_loss > 0 or self.proposal is not None:
+            return None
+        return noise_contrast(
+            hidden,
+            self.weight,
+            self.bias,
+            target,
+            candidates.ids,
+            target_log_count + given,
+            candidates.log_expected_count + given,
+            scale=1 / self._temperature,
+            sparse=self.sparse,
+        )
 
     def loss(self, scores: Scores) -> Tensor:
         """Return the binary losses of target and noise, summed per row."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vastmax.functional import negative_sampling_loss, one_vs_each_loss
 from vastmax.heads.sampled_head import SampledHead, Scores
+from vastmax.samplers import Candidates
+from vastmax.scoring.chosen_losses import noise_contrast
 from vastmax.validation import check_finite_number
 
 
@@ -77,6 +80,24 @@ class NegativeSampling(SampledHead):
             positive_weight=self.positive_weight,
             mask=scores.candidates.padding.expand(scores.sampled_logit.shape),
             reduction="none",
+        )
+
+    def loss_in_one_pass(
+        self, hidden: Tensor, target: Tensor, target_log_count: Tensor, candidates: Candidates
+    ) -> Tensor:
+        """Return the binary losses of target and candidates, summed per row."""
+        uncorrected = torch.zeros_like(candidates.log_expected_count)
+        return noise_contrast(
+            hidden,
+            self.weight,
+            self.bias,
+            target,
+            candidates.ids,
+            torch.zeros_like(target_log_count),
+            uncorrected.masked_fill_(candidates.padding, math.inf),
+            positive_weight=self.positive_weight,
+            scale=1 / self._temperature,
+            sparse=self.sparse,
         )
 
     def extra_repr(self) -> str:

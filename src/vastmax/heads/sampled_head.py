@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vastmax.compilation import uncompiled
 from vastmax.heads.flat import FlatHead
 from vastmax.samplers import Batch, Candidates, Sampler, Uniform
 from vastmax.scoring import chosen_logits
-from vastmax.scoring.blocks import uncompiled
 from vastmax.validation import check_positive_int
 
 
@@ -102,6 +102,15 @@ class SampledHead(FlatHead):
     def loss(self, scores: Scores) -> Tensor:
         """Return the training loss of each row (N,)."""
 
+    def loss_in_one_pass(
+        self, hidden: Tensor, target: Tensor, target_log_count: Tensor, candidates: Candidates
+    ) -> Tensor | None:
+        """Return the same loss (N,) by a kernel that reads each class row once; None if there is no such kernel.
+
+        It is asked for heads whose temperature is a number.
+        """
+        return None
+
     def forward(
         self,
         hidden: Tensor,
@@ -141,6 +150,10 @@ class SampledHead(FlatHead):
         target_log_count = noise.log_expected_count(target, size)
         self._check_drawable(target, target_log_count)
         candidates = self._drawn_from(noise, batch).sample(size, generator=generator)
+        if self.log_temperature is None:
+            loss = self.loss_in_one_pass(hidden, target, target_log_count, candidates)
+            if loss is not None:
+                return loss
         target_logit, sampled_logit = chosen_logits(
             hidden,
             self.weight,

@@ -6,6 +6,8 @@ from torch import Tensor
 
 from vastmax.functional import importance_sampled_softmax_loss, sampled_softmax_loss
 from vastmax.heads.sampled_head import SampledHead, Scores
+from vastmax.samplers import Candidates
+from vastmax.scoring.chosen_losses import sampled_softmax
 
 
 class SampledSoftmax(SampledHead):
@@ -43,6 +45,23 @@ class SampledSoftmax(SampledHead):
             scores.candidates.log_expected_count,
             mask=scores.accidental_hit if scores.candidates.unique else None,
             reduction="none",
+        )
+
+    def loss_in_one_pass(
+        self, hidden: Tensor, target: Tensor, target_log_count: Tensor, candidates: Candidates
+    ) -> Tensor:
+        """Return the corrected cross-entropy of each row."""
+        return sampled_softmax(
+            hidden,
+            self.weight,
+            self.bias,
+            target,
+            candidates.ids,
+            target_log_count,
+            candidates.log_expected_count,
+            without_hits=candidates.unique,
+            scale=1 / self._temperature,
+            sparse=self.sparse,
         )
 
 

@@ -11,6 +11,8 @@ from vastmax.heads.flat import FlatHead
 from vastmax.heads.targets import mean_weight, no_share, shares
 from vastmax.reduction import reduce_rows
 from vastmax.scoring import linear_cross_entropy, linear_soft_cross_entropy
+from vastmax.scoring.cross_entropy import check_filter_eps
+from vastmax.scoring.products import check_product_dtype
 from vastmax.validation import check_finite, check_finite_number, check_per_class
 
 
@@ -36,6 +38,10 @@ class Softmax(FlatHead):
             `tau * functional.log_prior(counts)` the head learns logits that predict rare and frequent classes
             equally well.
         z_loss: coefficient of the squared log-partition, which keeps it near 0.
+        filter_eps: leave classes out of the gradients of rows in which they are less probable than this, a block
+            of rows at a time; see `functional.linear_cross_entropy`, whose bound holds. The loss stays exact.
+        product_dtype: `torch.bfloat16` to round the factors of the training loss's matrix products, on a CPU that
+            has such products; see there, too. Neither is for targets of several classes, computed in full.
         **options: those of `FlatHead`: bias, temperature, class_weight, ignore_index, reduction, device, dtype.
 
     References:
@@ -62,6 +68,8 @@ class Softmax(FlatHead):
         focal_gamma: float = 0.0,
         logit_adjustment: Tensor | None = None,
         z_loss: float = 0.0,
+        filter_eps: float | None = None,
+        product_dtype: torch.dtype | None = None,
         **options: Any,
     ) -> None:
         super().__init__(in_features, num_classes, **options)
@@ -70,6 +78,10 @@ class Softmax(FlatHead):
         self.label_smoothing = label_smoothing
         self.focal_gamma = check_finite_number("focal_gamma", focal_gamma, at_least=0.0)
         self.z_loss = check_finite_number("z_loss", z_loss, at_least=0.0)
+        check_filter_eps(filter_eps, label_smoothing)
+        check_product_dtype(product_dtype)
+        self.filter_eps = filter_eps
+        self.product_dtype = product_dtype
         check_per_class("logit_adjustment", logit_adjustment, num_classes)
         if logit_adjustment is not None and not logit_adjustment.is_meta:
             check_finite("logit_adjustment", logit_adjustment)
@@ -103,6 +115,8 @@ class Softmax(FlatHead):
             z_loss=self.z_loss,
             focal_gamma=self.focal_gamma,
             link=self.link,
+            filter_eps=self.filter_eps,
+            product_dtype=self.product_dtype,
         )
 
     def _soft(
@@ -139,6 +153,8 @@ class Softmax(FlatHead):
 
     def extra_repr(self) -> str:
         """Describe the head as `nn.Linear` does, and what its loss has beside the cross-entropy."""
-        named = {name: getattr(self, name) for name in ("label_smoothing", "focal_gamma", "z_loss")}
-        said = "".join(f", {name}={value:g}" for name, value in named.items() if value > 0)
+        named = {name: getattr(self, name) for name in ("label_smoothing", "focal_gamma", "z_loss", "filter_eps")}
+        said = "".join(f", {name}={value:g}" for name, value in named.items() if value)
+        if self.product_dtype is not None:
+            said += f", product_dtype={self.product_dtype}"
         return super().extra_repr() + said + (", logit_adjustment" if self.logit_adjustment is not None else "")

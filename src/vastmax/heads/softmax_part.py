@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from vastmax.functional import sampled_softmax_loss
+from vastmax.heads.narrow_cross_entropy import is_narrow, narrow_cross_entropy
+from vastmax.reduction import reduce_rows
 from vastmax.samplers import Sampler
 from vastmax.scoring import chosen_logits, linear_cross_entropy
 
@@ -33,6 +35,9 @@ class SoftmaxPart(NamedTuple):
 
     def exact_loss(self, *, sample_weight: Tensor | None = None, reduction: str = "none") -> Tensor:
         """The cross-entropy, of each row (M,) or reduced."""
+        if self.bias is None and is_narrow(self.weight):
+            loss = narrow_cross_entropy(self.hidden, self.weight, self.label)
+            return reduce_rows(loss, reduction=reduction, weight=sample_weight)
         return linear_cross_entropy(
             self.hidden,
             self.weight,

@@ -4,6 +4,6 @@
 device in fewer passes over the memory. `use` chooses among them, and every test of a kernel is equality.
 """
 
-from vastmax.kernels.choice import backend, implementation, use
+from vastmax.kernels.choice import backend, has_kernel, implementation, use
 
-__all__ = ["backend", "implementation", "use"]
+__all__ = ["backend", "has_kernel", "implementation", "use"]

@@ -69,6 +69,11 @@ def implementation(kernel: str, *tensors: Tensor | None) -> Callable[..., Any]:
     return getattr(reference, kernel) if function is None else function
 
 
+def has_kernel(kernel: str, *tensors: Tensor | None) -> bool:
+    """Return whether another implementation than torch's operators has the kernel for these tensors."""
+    return implementation(kernel, *tensors) is not getattr(reference, kernel)
+
+
 def _module_for(*tensors: Tensor) -> ModuleType:
     device = tensors[0].device.type
     of_device = {"cpu": "numba", "cuda": "triton"}.get(device)

@@ -1,12 +1,16 @@
 """What the optimizers share: one step for dense and row-sparse gradients, and state that keeps its dtype."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+
+from vastmax.kernels.reference.rounding import stochastic_round
+from vastmax.kernels.reference.row_updates import Runs
 
 Group = dict[str, Any]
 State = dict[str, Tensor]
@@ -15,9 +19,15 @@ State = dict[str, Tensor]
 class RowOptimizer(Optimizer):
     """Base of the optimizers: dense gradients in batches, sparse ones row by row.
 
-    A subclass says which options and which state it has, and defines its update of weights by gradients: of
-    whole parameters, and of distinct rows. Both updates are in place, on weights and gradients of `compute_dtype`.
+    A subclass says which options and which state it has, and defines its update of weights by gradients, in place:
+    of whole parameters, in `compute_dtype`, and of distinct rows, by a kernel.
     """
+
+    generator: torch.Generator | None
+
+    def __init__(self, params: ParamsT, defaults: Group, generator: torch.Generator | None) -> None:
+        self.generator = generator
+        super().__init__(params, defaults)
 
     def _check_options(self, group: Group) -> None:
         raise NotImplementedError
@@ -25,13 +35,35 @@ class RowOptimizer(Optimizer):
     def _new_state(self, param: Tensor, group: Group, *, sparse: bool) -> State:
         raise NotImplementedError
 
+    def _by_row(self, param: Tensor, state: State) -> bool:
+        """Return whether the state is such that a dense gradient, too, updates the rows one by one."""
+        raise NotImplementedError
+
     def _update_dense(
         self, weights: list[Tensor], grads: list[Tensor], states: list[State], group: Group, *, fused: bool
     ) -> None:
         raise NotImplementedError
 
-    def _update_rows(self, rows: Tensor, weight: Tensor, grad: Tensor, state: State, group: Group) -> None:
+    def _update_rows(
+        self,
+        weight: Tensor,
+        rows: Tensor,
+        table: Tensor,
+        runs: Runs | None,
+        state: State,
+        group: Group,
+        uniform: Tensor | None,
+    ) -> None:
         raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "generator": self.generator}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:  # one of an earlier version, or of torch, lacks the options that it had not
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group of parameters with its own options; one that is refused is not added."""
@@ -73,12 +105,15 @@ class RowOptimizer(Optimizer):
             grad = param.grad
             if grad is None:
                 continue
-            if not self.state[param]:
-                self.state[param] = self._new_state(param, group, sparse=grad.is_sparse)
             if grad.is_sparse:
-                self._step_rows(param, grad, group)
+                grad = grad.coalesce()  # the updates are not linear: a row's gradient has to be summed first
+                self.step_rows(param, group, grad.indices()[0], grad.values())
                 continue
-            fused = in_one_pass(param, grad, *self.state[param].values())
+            state = self._state_of(param, group, sparse=False)
+            if self._by_row(param, state):
+                self.step_rows(param, group, torch.arange(len(param), device=param.device), grad)
+                continue
+            fused = in_one_pass(param, grad, *state.values())
             if param.dtype == compute_dtype(param):
                 together[fused].append((param, grad))
             else:  # alone, so that only one float32 copy of a parameter is held at a time
@@ -93,14 +128,32 @@ class RowOptimizer(Optimizer):
         self._update_dense(weights, grads, [self.state[param] for param, _ in pairs], group, fused=fused)
         for (param, _), weight in zip(pairs, weights, strict=True):
             if weight is not param:
-                param.copy_(weight)
+                uniform = self._uniform(param, weight.shape, group)
+                param.copy_(weight if uniform is None else stochastic_round(weight, param.dtype, uniform))
 
-    def _step_rows(self, param: Tensor, grad: Tensor, group: Group) -> None:
-        grad = grad.coalesce()  # the updates are not linear: a row's gradient has to be summed first
-        rows = grad.indices()[0]
-        weight = param.index_select(0, rows).to(compute_dtype(param))
-        self._update_rows(rows, weight, grad.values().to(weight.dtype), self.state[param], group)
-        param.index_copy_(0, rows, weight.to(param.dtype))
+    def step_rows(self, param: Tensor, group: Group, rows: Tensor, table: Tensor, runs: Runs | None = None) -> None:
+        """Update distinct rows of a parameter by their gradients, `table` or sums of it as kernels take them."""
+        dtype = compute_dtype(param)
+        if runs is not None:
+            runs = (*runs[:2], runs[2].to(dtype))
+        state = self._state_of(param, group, sparse=True)
+        uniform = self._uniform(param, (len(rows), *param.shape[1:]), group)
+        # Detached, and so of the same memory: kernels of other makers than torch leave the graph and its versions.
+        self._update_rows(param.detach(), rows, table.to(dtype), runs, state, group, uniform)
+        torch.autograd.graph.increment_version(param)
+
+    def _state_of(self, param: Tensor, group: Group, *, sparse: bool) -> State:
+        if not self.state[param]:
+            self.state[param] = self._new_state(param, group, sparse=sparse)
+        state: State = self.state[param]
+        state.setdefault("step", step_counter())  # the state of torch.optim.SGD has none
+        return state
+
+    def _uniform(self, param: Tensor, shape: Sequence[int], group: Group) -> Tensor | None:
+        """Draw the numbers that round new weights stochastically; None for rounding to the nearest."""
+        if not group["stochastic_rounding"] or param.dtype == compute_dtype(param):
+            return None
+        return torch.rand(shape, generator=self.generator, device=param.device)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a `state_dict()`, whose tensors keep the dtype they were computed in.
@@ -109,11 +162,13 @@ class RowOptimizer(Optimizer):
         half-precision parameter, and make floats of row counters.
 
         Raises:
-            ValueError: the state is of other parameters, by their number or shapes; nothing has been loaded then.
+            ValueError: the state is of other parameters, by their number or shapes, or of a variant of the method
+                that this optimizer has not; nothing has been loaded then.
         """
         saved: dict[str, Any] = {}
 
         def check_and_keep(_: Optimizer, final: dict[str, Any]) -> None:
+            _check_variant(final["param_groups"], self.defaults)
             for param, state in self._saved_states(final):
                 _check_state(param, state)
             saved.update(final)
@@ -168,13 +223,52 @@ def _check_gradients(params: Iterable[Tensor]) -> None:
             )
 
 
+def _check_variant(groups: Iterable[Group], options: Group) -> None:
+    for group in groups:
+        for name in ("amsgrad", "maximize", "dampening", "lr_decay", "weight_decay"):
+            if group.get(name) and name not in options:
+                raise ValueError(
+                    f"state_dict: expected no {name!r}, which this optimizer has not, got {group[name]}"
+                )
+
+
 def _check_state(param: Tensor, state: State) -> None:
-    # The fused kernels trust the shapes: state of another one would be read and written past its end.
-    num_rows = param.shape[:1]
-    shapes = (param.shape, num_rows, (*num_rows, *(1,) * (param.ndim - 1)))
+    # The kernels trust the shapes: state of another one would be read and written past its end.
+    full, by_row = param.shape, param.shape[:1]
+    per_row = torch.Size((*by_row, *(1,) * (param.ndim - 1)))
     for name, value in state.items():
-        if name != "step" and value.shape not in shapes:
-            raise ValueError(
-                f"state_dict: expected {name!r} of shape {tuple(param.shape)}, or of one number per row, "
-                f"got {tuple(value.shape)}"
-            )
+        if name == "step":
+            continue
+        if name == "last_step":
+            shapes, expected = [by_row], f"{tuple(by_row)}, as the parameter has rows,"
+        elif name in ("sum", "exp_avg_sq"):
+            shapes, expected = [full, per_row], f"{tuple(full)}, or of one number per row,"
+        else:
+            shapes, expected = [full], f"{tuple(full)}, as the parameter,"
+        if value.shape not in shapes:
+            raise ValueError(f"state_dict: expected {name!r} of shape {expected} got {tuple(value.shape)}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected True or False, got {value!r} of type {type(value).__name__}")
+
+
+def step_counter() -> Tensor:
+    """Return the state `step` at its start."""
+    # float64 counts on where float32 would stop, at 2^24 steps, and with it the decay of the rows.
+    return torch.tensor(0.0, dtype=torch.float64)
+
+
+def zeros_per_row(param: Tensor) -> Tensor:
+    """Return state of one zero per row, (V, 1, ...), in the dtype of a parameter's state."""
+    return param.new_zeros((param.shape[0], *(1,) * (param.ndim - 1)), dtype=compute_dtype(param))
+
+
+def last_step(state: State, param: Tensor) -> Tensor:
+    """Return the state `last_step` (V,); where it is new, every row has made all steps so far."""
+    if "last_step" not in state:
+        so_far = int(state["step"].item())
+        state["last_step"] = torch.full(param.shape[:1], so_far, dtype=torch.int32, device=param.device)
+    return state["last_step"]

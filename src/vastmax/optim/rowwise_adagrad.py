@@ -5,7 +5,17 @@ from torch import Tensor
 from torch.optim.adagrad import adagrad
 from torch.optim.optimizer import ParamsT
 
-from vastmax.optim.row_optimizer import Group, RowOptimizer, State, compute_dtype
+from vastmax import kernels
+from vastmax.kernels.reference.row_updates import Runs
+from vastmax.optim.row_optimizer import (
+    Group,
+    RowOptimizer,
+    State,
+    check_flag,
+    compute_dtype,
+    step_counter,
+    zeros_per_row,
+)
 from vastmax.validation import check_finite_number
 
 
@@ -30,6 +40,8 @@ class RowwiseAdagrad(RowOptimizer):
         lr: learning rate $\eta$, 0 or greater.
         eps: $\epsilon$, added to the root of the accumulator, 0 or greater.
         initial_accumulator_value: $G$ before the first step, 0 or greater.
+        stochastic_rounding: round new weights of half precision up or down at random, so that the mean is exact.
+        generator: of the draws for it; torch's default one if None.
 
     Raises:
         TypeError: an option is not a number, or a parameter is not real and floating-point.
@@ -50,57 +62,61 @@ class RowwiseAdagrad(RowOptimizer):
     """
 
     def __init__(
-        self, params: ParamsT, lr: float = 1e-2, eps: float = 1e-10, initial_accumulator_value: float = 0.0
+        self,
+        params: ParamsT,
+        lr: float = 1e-2,
+        eps: float = 1e-10,
+        initial_accumulator_value: float = 0.0,
+        *,
+        stochastic_rounding: bool = False,
+        generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(params, {"lr": lr, "eps": eps, "initial_accumulator_value": initial_accumulator_value})
+        defaults = {
+            "lr": lr,
+            "eps": eps,
+            "initial_accumulator_value": initial_accumulator_value,
+            "stochastic_rounding": stochastic_rounding,
+        }
+        super().__init__(params, defaults, generator)
 
     def _check_options(self, group: Group) -> None:
         for name in ("lr", "eps", "initial_accumulator_value"):
             check_finite_number(name, group[name], at_least=0)
+        check_flag("stochastic_rounding", group["stochastic_rounding"])
 
     def _new_state(self, param: Tensor, group: Group, *, sparse: bool) -> State:
-        per_row = param.new_empty((param.shape[0], *(1,) * (param.ndim - 1))) if sparse else param
-        return {
-            "step": torch.tensor(0.0, dtype=torch.float64),
-            "sum": torch.full_like(per_row, group["initial_accumulator_value"], dtype=compute_dtype(param)),
-        }
+        total = zeros_per_row(param) if sparse else torch.zeros_like(param, dtype=compute_dtype(param))
+        return {"step": step_counter(), "sum": total.fill_(group["initial_accumulator_value"])}
+
+    def _by_row(self, param: Tensor, state: State) -> bool:
+        return state["sum"].shape != param.shape
 
     def _update_dense(
         self, weights: list[Tensor], grads: list[Tensor], states: list[State], group: Group, *, fused: bool
     ) -> None:
-        elementwise: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-        for weight, grad, state in zip(weights, grads, states, strict=True):
-            if state["sum"].shape == weight.shape:
-                elementwise.append((weight, grad, state["sum"], state["step"]))
-            else:
-                _adagrad_rows(weight, grad, state["sum"], group)
-                state["step"] += 1
-        if elementwise:
-            weights, grads, totals, steps = (list(column) for column in zip(*elementwise, strict=True))
-            adagrad(
-                weights,
-                grads,
-                totals,
-                steps,
-                fused=fused or None,  # None leaves the choice of kernel to torch
-                lr=group["lr"],
-                eps=group["eps"],
-                weight_decay=0.0,
-                lr_decay=0.0,
-                maximize=False,
-            )
+        adagrad(
+            weights,
+            grads,
+            [state["sum"] for state in states],
+            [state["step"] for state in states],
+            fused=fused or None,  # None leaves the choice of kernel to torch
+            lr=group["lr"],
+            eps=group["eps"],
+            weight_decay=0.0,
+            lr_decay=0.0,
+            maximize=False,
+        )
 
-    def _update_rows(self, rows: Tensor, weight: Tensor, grad: Tensor, state: State, group: Group) -> None:
-        total = state["sum"].index_select(0, rows)
-        _adagrad_rows(weight, grad, total, group)
-        state["sum"].index_copy_(0, rows, total)
+    def _update_rows(
+        self,
+        weight: Tensor,
+        rows: Tensor,
+        table: Tensor,
+        runs: Runs | None,
+        state: State,
+        group: Group,
+        uniform: Tensor | None,
+    ) -> None:
+        update = kernels.implementation("adagrad_rows", weight, state["sum"], table)
+        update(weight, state["sum"], rows, table, runs, lr=group["lr"], eps=group["eps"], uniform=uniform)
         state["step"] += 1
-
-
-def _adagrad_rows(weight: Tensor, grad: Tensor, total: Tensor, group: Group) -> None:
-    """Add the squared gradient to `total`, averaged over the row where that has one number, and step in place."""
-    square = grad.square()
-    if total.shape != grad.shape:
-        square = square.mean(dim=tuple(range(1, grad.ndim)), keepdim=True)
-    total.add_(square)
-    weight.addcmul_(grad, group["lr"] / (total.sqrt() + group["eps"]), value=-1)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from vastmax.samplers.base import Batch, Candidates, Sampler
 from vastmax.samplers.conditional import BatchCandidates, ConditionalSampler, unrecorded
-from vastmax.samplers.unigram import Unigram
-from vastmax.validation import check_finite_number
+from vastmax.samplers.unigram import log_frequency
+from vastmax.validation import check_counts, check_finite_number
 
 
 class InBatch(ConditionalSampler):
@@ -60,6 +60,7 @@ class InBatch(ConditionalSampler):
 
     independent = False
 
+    _log_q: Tensor | None
     _gap: Tensor
     _last: Tensor
     _seen: Tensor
@@ -73,15 +74,15 @@ class InBatch(ConditionalSampler):
         rate: float = 0.01,
         device: torch.device | str | None = None,
     ) -> None:
-        unigram = None if counts is None else Unigram(counts, power=1.0)
-        if unigram is not None and device is not None:
-            unigram = unigram.to(device)
-        super().__init__(num_classes, device=device if unigram is None else unigram.device)
-        if unigram is not None and unigram.num_classes != num_classes:
-            raise ValueError(f"counts: expected one for each of {num_classes} classes, got {unigram.num_classes}")
-        self.counted = unigram
+        count = None if counts is None else check_counts("counts", counts)
+        super().__init__(num_classes, device=count.device if count is not None and device is None else device)
         self.rate = check_finite_number("rate", rate, above=0.0, below=1.0)
-        if self.counted is None:
+        if count is not None:
+            if len(count) != num_classes:
+                raise ValueError(f"counts: expected one for each of {num_classes} classes, got {len(count)}")
+            self._register_table("_log_q", log_frequency(count, power=1.0).to(self.device))
+        else:
+            self._register_table("_log_q", None)
             zeros = torch.zeros(num_classes, dtype=torch.float64, device=self.device)
             self._register_table("_gap", zeros + num_classes)
             self._register_table("_last", zeros.clone())
@@ -92,7 +93,7 @@ class InBatch(ConditionalSampler):
         """Return the candidates of one batch, after learning from its targets in training."""
         self._check_batch(batch)
         with unrecorded(batch.target.device):
-            if self.training and self.counted is None:
+            if self.training and self._log_q is None:
                 self._learn(batch.target)
             return _OtherTargets(self, batch.target)
 
@@ -108,11 +109,11 @@ class InBatch(ConditionalSampler):
         self._draws += len(target)
 
     def _log_prob(self, ids: Tensor) -> Tensor:
-        return -self._gap[ids].log() if self.counted is None else self.counted._log_prob(ids)
+        return -self._gap[ids].log() if self._log_q is None else self._log_q[ids]
 
     def extra_repr(self) -> str:
         """Return the constructor's arguments, the counts as whether there are any."""
-        source = f"rate={self.rate:g}" if self.counted is None else "counts=..."
+        source = f"rate={self.rate:g}" if self._log_q is None else "counts=..."
         return f"num_classes={self.num_classes}, {source}"
 
 

@@ -31,11 +31,12 @@ class LogUniform(Sampler):
 
     def _draw(self, shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
         log_total = math.log1p(self.num_classes)
-        ids = torch.expm1(self._uniform(shape, generator) * log_total).long()
-        return ids.clamp(max=self.num_classes - 1)  # the greatest u may round up to V
+        ids = self._uniform(shape, generator).mul_(log_total).expm1_().long()
+        return ids.clamp_(max=self.num_classes - 1)  # the greatest u may round up to V
 
     def _log_prob(self, ids: Tensor) -> Tensor:
-        return (ids.double() + 1).reciprocal().log1p().log() - math.log(math.log1p(self.num_classes))
+        log_total = math.log1p(self.num_classes)
+        return (ids.double() + 1).reciprocal_().log1p_().log_().sub_(math.log(log_total))
 
     def extra_repr(self) -> str:
         """Return the constructor's arguments."""

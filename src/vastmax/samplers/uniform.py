@@ -29,7 +29,7 @@ class Uniform(Sampler):
 
     def _draw(self, shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
         # Not torch.randint: it takes a 32-bit integer modulo V, which favours the first classes, by 5% at V = 2e8.
-        return (self._uniform(shape, generator) * self.num_classes).long()  # (1 - 2^-53) V rounds to below V
+        return self._uniform(shape, generator).mul_(self.num_classes).long()  # (1 - 2^-53) V rounds to below V
 
     def _log_prob(self, ids: Tensor) -> Tensor:
         return torch.full(ids.shape, -math.log(self.num_classes), dtype=torch.float64, device=ids.device)

@@ -7,6 +7,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from vastmax import kernels
 from vastmax.samplers.base import Sampler
 from vastmax.validation import check_counts, check_finite_number
 
@@ -17,7 +18,8 @@ class Unigram(Sampler):
     $$q_c = \frac{n_c^{\alpha}}{\sum_j n_j^{\alpha}}.$$
 
     A class never counted is never drawn, whatever the power: $q_c = 0$ where $n_c = 0$, at $\alpha = 0$ too,
-    which is uniform over the classes counted. Built in O(V); a draw is a binary search, O(log V).
+    which is uniform over the classes counted. A draw is one access to an alias table (Walker, 1977), O(1), of which
+    one uniform number says the slot and the place in it. The tables are made in O(V) and hold 24 bytes a class.
 
     Args:
         counts: (V,) counts, 0 or greater, integers or floats, not all 0: a tensor, whose device the tables are
@@ -34,22 +36,22 @@ class Unigram(Sampler):
     """
 
     _log_q: Tensor
-    _cumulative_q: Tensor
+    _alias_table: Tensor
 
     def __init__(self, counts: Tensor | ArrayLike, power: float = 0.75, *, unique: bool = False) -> None:
         count = check_counts("counts", counts)
         super().__init__(len(count), unique=unique, device=count.device)
         self.power = check_finite_number("power", power, at_least=0.0)
 
-        count = count.cpu()  # adds up in order there, so that a class of no count has exactly no width
-        log_count = count.log()
-        log_weight = self.power * (log_count - log_count.max())
-        log_q = log_weight.masked_fill(count == 0, -math.inf).log_softmax(0)
-        cumulative_q = log_q.exp().cumsum(0)
+        log_q = log_frequency(
+            count.cpu(), self.power
+        )  # there, so that a seed draws alike from counts on any device
         self._support_size = int((log_q > -math.inf).sum())
+        weight = log_q.exp()
+        weight *= len(weight) / weight.sum()
         self._register_table("_log_q", log_q.to(self.device))
-        # Ends at exactly 1, which no uniform reaches: a search never runs past the last class of positive q.
-        self._register_table("_cumulative_q", (cumulative_q / cumulative_q[-1]).to(self.device))
+        table = kernels.implementation("alias_table", weight)(weight)
+        self._register_table("_alias_table", table.to(self.device))
 
     @property
     def support_size(self) -> int:
@@ -57,12 +59,26 @@ class Unigram(Sampler):
         return self._support_size
 
     def _draw(self, shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
-        # right=True: the first class whose cumulative q is greater than u, so never one of no width.
-        return torch.searchsorted(self._cumulative_q, self._uniform(shape, generator), right=True)
+        position = self._uniform(shape, generator).mul_(self.num_classes)  # below V, as with `Uniform`
+        draw = kernels.implementation("alias_draw", position, self._alias_table)
+        ids: Tensor = draw(position, self._alias_table)
+        return ids
 
     def _log_prob(self, ids: Tensor) -> Tensor:
-        return self._log_q[ids]
+        # Not `self._log_q[ids]`, which takes twice as long.
+        return self._log_q.index_select(0, ids.reshape(-1)).view(ids.shape)
 
     def extra_repr(self) -> str:
         """Return the constructor's arguments, the counts as their number."""
         return f"num_classes={self.num_classes}, power={self.power:g}, unique={self.unique}"
+
+
+def log_frequency(count: Tensor, power: float) -> Tensor:
+    r"""Return $\log q_c = \alpha \log n_c - \log \sum_j n_j^\alpha$, (V,) float64, in the memory of the counts."""
+    never = count == 0
+    log_q = count.log_()
+    log_q -= log_q.max()
+    log_q *= power
+    log_q.masked_fill_(never, -math.inf)
+    log_q -= log_q.logsumexp(0)
+    return log_q

@@ -7,32 +7,29 @@ where the classes too are cut, the logits are scored again on the way back, at t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from vastmax.kernels import implementation
 from vastmax.scoring.links import Link
+from vastmax.scoring.products import products
 
-BLOCK_ELEMENTS = 1 << 24
-"""Logits alive at a time: 64 MB in float32. Matrix products reach their full rate well below it."""
+BLOCK_ELEMENTS = 3 << 22
+"""Logits alive at a time: 48 MB in float32. Matrix products reach their full rate well below it."""
 
 MIN_ROWS = 64
 """Fewer rows than this in a block and the products read `weight` more often than they use it."""
 
+MIN_ROUNDED_ROWS = 256
+"""The same for products that are several times faster."""
+
 TALL_ROWS = 4096
 """Rows of a block whose class rows must be converted to another dtype: tall, so that each is converted once."""
-
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def uncompiled(function: F) -> F:
-    """Have `torch.compile` call a function as it is: its loop over blocks would be traced once per block."""
-    disabled: F = torch.compiler.disable(function)
-    return disabled
 
 
 class RowStatistics(NamedTuple):
@@ -41,6 +38,13 @@ class RowStatistics(NamedTuple):
     log_partition: Tensor
     target_logit: Tensor
     mean_logit: Tensor
+
+
+class HeldBlock(NamedTuple):
+    """A block of every class of its rows: exponentials (R, V), probabilities once divided by their mass (R,)."""
+
+    exponentials: Tensor
+    mass: Tensor
 
 
 class Gradients(NamedTuple):
@@ -66,6 +70,9 @@ class LinearScorer:
         link: f, from scores to logits; the identity if None.
         offset: (V,) what is added to the logits after the link, without a gradient of its own; None for nothing.
         block_size: classes in a block; chosen from the shapes if None.
+        filter_eps: leave a class out of the gradients of a block of rows if its probability is below this in all
+            of them and it is the target of none; None to leave out nothing.
+        product_dtype: what the factors of matrix products are rounded to; None for no rounding.
     """
 
     hidden: Tensor
@@ -77,6 +84,8 @@ class LinearScorer:
     link: Link | None = None
     offset: Tensor | None = None
     block_size: int | None = None
+    filter_eps: float | None = None
+    product_dtype: torch.dtype | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -84,18 +93,24 @@ class LinearScorer:
         widest = torch.promote_types(self.hidden.dtype, self.weight.dtype)
         return torch.promote_types(widest, torch.float32)
 
+    def arithmetic(self) -> AbstractContextManager[None]:
+        """Within it the products of blocks are computed as this scorer says, autocast or not."""
+        return products(self.product_dtype if self.filter_eps is None else None, self.hidden.device)
+
     def block_shape(self) -> tuple[int, int]:
         """Rows and classes of a block."""
         num_rows, num_classes = self.hidden.shape[0], self.weight.shape[0]
+        rounded = self.product_dtype is not None and self.filter_eps is None
+        min_rows = MIN_ROUNDED_ROWS if rounded else MIN_ROWS
         classes = self.block_size
         if classes is None:
             if self.weight.dtype != self.dtype:
                 # The converted class rows of a block, too, stay within the size of a block of logits.
                 classes = BLOCK_ELEMENTS // max(min(num_rows, TALL_ROWS), self.weight.shape[1], 1)
-            elif num_classes * MIN_ROWS <= BLOCK_ELEMENTS:
+            elif num_classes * min_rows <= BLOCK_ELEMENTS:
                 classes = num_classes
             else:
-                classes = BLOCK_ELEMENTS // min(max(num_rows, MIN_ROWS), TALL_ROWS)
+                classes = BLOCK_ELEMENTS // min(max(num_rows, min_rows), TALL_ROWS)
         classes = min(max(classes, 1), num_classes)
         return min(num_rows, max(1, BLOCK_ELEMENTS // classes)), classes
 
@@ -117,7 +132,7 @@ class LinearScorer:
         hidden = self.hidden[rows].to(self.dtype)
         return hidden if self.temperature == 1.0 else hidden / self.temperature
 
-    def class_rows(self, classes: slice) -> Tensor:
+    def class_rows(self, classes: slice | Tensor) -> Tensor:
         """The class rows of a block in the dtype of the arithmetic."""
         return self.weight[classes].to(self.dtype)
 
@@ -145,26 +160,25 @@ class LinearScorer:
             torch.addmm(bias, hidden, class_rows.t(), out=out)
         return out
 
-    def statistics(self, rows: slice, buffer: Tensor) -> tuple[RowStatistics, Tensor | None]:
-        """Return the statistics of `rows`, and their softmax where one block held every class of them."""
+    def statistics(self, rows: slice, buffer: Tensor) -> tuple[RowStatistics, HeldBlock | None]:
+        """Return the statistics of `rows`, and their exponentials where one block held every class of them."""
         target = self.target[rows]
         log_partition = torch.full(target.shape, -torch.inf, dtype=self.dtype, device=target.device)
         target_logit = torch.zeros_like(log_partition)
         mean_logit = torch.zeros_like(log_partition)
-        probabilities = None
+        held = None
         for classes in self.class_blocks():
             logits = self.logits(rows, classes, buffer)
             row, column = _targets_inside(target, classes)
             target_logit[row] = logits[row, column]
             if self.class_weight is not None:
                 mean_logit += logits @ self.class_weight[classes].to(self.dtype)
-            # A row whose classes are all masked in this block has the maximum -inf; any finite shift serves it.
-            maximum = logits.amax(-1, keepdim=True).clamp_(min=torch.finfo(self.dtype).min)
-            mass = logits.sub_(maximum).exp_().sum(-1)
-            log_partition = torch.logaddexp(log_partition, maximum.squeeze(-1) + mass.log())
-            if logits.shape[1] == self.weight.shape[0] and self.link is None:
-                probabilities = logits.div_(mass.unsqueeze(-1))
-        return RowStatistics(log_partition, target_logit, mean_logit), probabilities
+            hold = logits.shape[1] == self.weight.shape[0] and self.link is None
+            maximum, mass = implementation("exponentials_" if hold else "row_sums", logits)(logits)
+            log_partition = torch.logaddexp(log_partition, maximum + mass.log())
+            if hold:
+                held = HeldBlock(logits, mass)
+        return RowStatistics(log_partition, target_logit, mean_logit), held
 
     def backward(
         self,
@@ -173,46 +187,79 @@ class LinearScorer:
         log_partition: Tensor,
         upstream: RowStatistics,
         gradients: Gradients,
-        probabilities: Tensor | None = None,
+        held: HeldBlock | None = None,
     ) -> None:
         """Add to `gradients` what flows back from the statistics of `rows`.
 
         The gradient with respect to the logits is
         upstream.log_partition * softmax + upstream.target_logit * onehot + upstream.mean_logit * class_weight.
         """
+        ones = torch.ones_like(log_partition)
         for classes in self.class_blocks():
             slope = None
-            if probabilities is None:
-                logits = self.scores(rows, classes, buffer)
-                if self.link is not None:
-                    slope = self.link.slope(logits)
-                self.to_logits(logits, classes)
-                if gradients.class_weight is not None:
-                    gradients.class_weight[classes].addmv_(logits.t(), upstream.mean_logit)
-                grad = logits.sub_(log_partition.unsqueeze(-1)).exp_()
+            scale = upstream.log_partition
+            if held is not None:
+                grad, to_probability = held.exponentials, 1 / held.mass
             else:
-                grad = probabilities
-            grad.mul_(upstream.log_partition.unsqueeze(-1))
+                grad, to_probability = self.scores(rows, classes, buffer), ones
+                if self.link is not None:
+                    slope = self.link.slope(grad)
+                self.to_logits(grad, classes)
+                if gradients.class_weight is not None:
+                    gradients.class_weight[classes].addmv_(grad.t(), upstream.mean_logit)
+                # Probabilities where they are to be filtered, and else the gradient at once.
+                inside = ones if self.filter_eps is not None else scale
+                implementation("softmax_gradient_", grad)(grad, log_partition, inside)
             row, column = _targets_inside(self.target[rows], classes)
+            kept: slice | Tensor = classes
+            if self.filter_eps is not None:
+                places, column = self._kept(grad, to_probability, column)
+                block, whole_slope = grad, slope
+                grad, kept = block.index_select(1, places), places + classes.start
+                slope = None if slope is None else slope.index_select(1, places)
+                if self.product_dtype is not None:
+                    rest = block.index_fill_(1, places, 0.0).mul_((scale * to_probability).unsqueeze(-1))
+                    rest = rest if whole_slope is None else rest.mul_(whole_slope)
+                    with products(self.product_dtype, rest.device):
+                        self._add_gradients(rest, rows, classes, gradients)
+            if held is not None or self.filter_eps is not None:
+                grad.mul_((scale * to_probability).unsqueeze(-1))
             grad[row, column] += upstream.target_logit[row]
             if self.class_weight is not None:
-                grad.addr_(upstream.mean_logit, self.class_weight[classes].to(self.dtype))
+                grad.addr_(upstream.mean_logit, self.class_weight[kept].to(self.dtype))
             if slope is not None:
                 grad.mul_(slope)
-            if gradients.hidden is not None:
-                gradients.hidden[rows].addmm_(grad, self.class_rows(classes), alpha=1 / self.temperature)
+            self._add_gradients(grad, rows, kept, gradients)
+
+    def _kept(self, block: Tensor, to_probability: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the columns of a block that are not negligible, and where the targets stand among them."""
+        largest = implementation("column_maxima", block)(block, to_probability)
+        largest[column] = torch.inf
+        places = (largest >= self.filter_eps).nonzero().squeeze(-1)
+        return places, torch.searchsorted(places, column)
+
+    def _add_gradients(self, grad: Tensor, rows: slice, classes: slice | Tensor, gradients: Gradients) -> None:
+        """Carry the gradient of the logits of `rows` and `classes` on to what made them."""
+        if gradients.hidden is not None:
+            gradients.hidden[rows].addmm_(grad, self.class_rows(classes), alpha=1 / self.temperature)
+        if isinstance(classes, slice):
             if gradients.weight is not None:
                 gradients.weight[classes].addmm_(grad.t(), self.scaled_hidden(rows))
             if gradients.bias is not None:
                 gradients.bias[classes].add_(grad.sum(0), alpha=1 / self.temperature)
+        else:
+            if gradients.weight is not None:
+                gradients.weight.index_add_(0, classes, grad.t() @ self.scaled_hidden(rows))
+            if gradients.bias is not None:
+                gradients.bias.index_add_(0, classes, grad.sum(0), alpha=1 / self.temperature)
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None]:
         """The tensors scored, in the order of the constructor."""
         return self.hidden, self.weight, self.bias, self.target, self.class_weight
 
-    def options(self) -> tuple[float, Link | None, Tensor | None, int | None]:
+    def options(self) -> tuple[float, Link | None, Tensor | None, int | None, float | None, torch.dtype | None]:
         """The rest of the constructor's arguments."""
-        return self.temperature, self.link, self.offset, self.block_size
+        return self.temperature, self.link, self.offset, self.block_size, self.filter_eps, self.product_dtype
 
     def differentiable(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """The tensors that may want a gradient, in the order of `Gradients`."""

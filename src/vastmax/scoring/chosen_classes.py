@@ -7,13 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
-from vastmax.scoring.blocks import uncompiled
+from vastmax.compilation import uncompiled
+from vastmax.scoring.class_gradients import (
+    ChosenSet,
+    arithmetic,
+    class_gradients,
+    class_rows,
+    gather_dot,
+    hidden_gradient,
+)
 from vastmax.validation import check_class_rows, check_hidden, check_ids, check_per_class
-
-GATHERED_ELEMENTS = 1 << 20
-"""Gathered class rows alive at a time where each row has its own: 4 MB in float32 stay in the cache."""
 
 
 class _ChosenLogits(torch.autograd.Function):
@@ -32,113 +36,28 @@ class _ChosenLogits(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, *id_sets = ctx.saved_tensors
-        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        grad_hidden = grad_weight = grad_bias = None
+        wants_hidden, *wanted = ctx.needs_input_grad[:3]
+        grad_hidden = None
         with torch.autocast(hidden.device.type, enabled=False):
-            sets = list(zip(id_sets, upstream, strict=True))
+            chosen = [ChosenSet(ids, slope) for ids, slope in zip(id_sets, upstream, strict=True)]
             if wants_hidden:
-                parts = [_weighted_rows(weight, ids, grad) for ids, grad in sets]
+                parts = [hidden_gradient(weight, one) for one in chosen]
                 grad_hidden = torch.stack(parts).sum(0).to(hidden.dtype)
-            if wants_weight or wants_bias:
-                segments = _Segments(torch.cat([ids.reshape(-1) for ids in id_sets]))
-            if wants_weight:
-                rows = segments.sum_rows(*_sources(hidden, sets)).to(weight.dtype)
-                grad_weight = segments.gradient(rows, weight, ctx.sparse)
-            if wants_bias:
-                summed = [(grad.sum(0) if ids.ndim == 1 else grad).reshape(-1) for ids, grad in sets]
-                rows = segments.sum_scalars(torch.cat(summed)).to(bias.dtype)
-                grad_bias = segments.gradient(rows, bias, ctx.sparse)
-        return grad_hidden, grad_weight, grad_bias, None, *(None for _ in id_sets)
-
-
-class _Segments:
-    """Occurrences of class ids, sorted so that those of one class stand together."""
-
-    def __init__(self, ids: Tensor) -> None:
-        sorted_ids, self.order = ids.sort()
-        self.classes, self.counts = sorted_ids.unique_consecutive(return_counts=True)
-
-    def sum_rows(self, table: Tensor, row: Tensor, coefficient: Tensor) -> Tensor:
-        """Sum `coefficient * table[row]` over the occurrences of each class: (unique classes, d)."""
-        starts = self.counts.cumsum(0) - self.counts
-        return _gather_sum(table, row[self.order], starts, coefficient[self.order])
-
-    def sum_scalars(self, values: Tensor) -> Tensor:
-        """Sum one number per occurrence over each class: (unique classes,)."""
-        segment = torch.arange(len(self.classes), device=values.device).repeat_interleave(self.counts)
-        return values.new_zeros(len(self.classes)).index_add_(0, segment, values[self.order])
-
-    def gradient(self, rows: Tensor, parameter: Tensor, sparse: bool) -> Tensor:
-        """Place one gradient row per unique class: a coalesced sparse tensor, or zeros elsewhere."""
-        if sparse:
-            return torch.sparse_coo_tensor(
-                self.classes.unsqueeze(0), rows, parameter.shape, is_coalesced=True, check_invariants=False
-            )
-        return torch.zeros_like(parameter).index_copy_(0, self.classes, rows)
+            rows = hidden.to(arithmetic(hidden, weight))
+            of_classes = class_gradients(rows, weight, bias, chosen, sparse=ctx.sparse, wanted=tuple(wanted))
+        return grad_hidden, *of_classes, None, *(None for _ in id_sets)
 
 
 def _score(hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor) -> Tensor:
     """Logits (N, K) of `ids`, (K,) or (N, K)."""
-    dtype = _arithmetic(hidden, weight)
-    hidden = hidden.to(dtype)
+    hidden = hidden.to(arithmetic(hidden, weight))
     if ids.ndim == 1:
-        logits = hidden @ functional.embedding(ids, weight).to(dtype).t()
+        logits = hidden @ class_rows(weight, ids, hidden.dtype).t()
     else:
-        logits = hidden.new_empty(ids.shape)
-        step = max(1, GATHERED_ELEMENTS // max(ids.shape[1] * weight.shape[1], 1))
-        for start in range(0, ids.shape[0], step):
-            rows = slice(start, start + step)
-            class_rows = functional.embedding(ids[rows], weight).to(dtype)
-            torch.bmm(class_rows, hidden[rows].unsqueeze(-1), out=logits[rows].unsqueeze(-1))
+        logits = gather_dot(hidden, weight, ids)
     if bias is not None:
-        logits += bias[ids].to(dtype)
+        logits += bias[ids].to(logits.dtype)
     return logits
-
-
-def _weighted_rows(weight: Tensor, ids: Tensor, coefficient: Tensor) -> Tensor:
-    """Sum over the chosen classes of coefficient times class row: (N, d)."""
-    if ids.ndim == 1:
-        return coefficient @ functional.embedding(ids, weight).to(coefficient.dtype)
-    if ids.shape[1] == 1:
-        return coefficient * functional.embedding(ids.squeeze(-1), weight).to(coefficient.dtype)
-    starts = torch.arange(ids.shape[0], device=ids.device) * ids.shape[1]
-    return _gather_sum(weight, ids.reshape(-1), starts, coefficient.reshape(-1))
-
-
-def _sources(hidden: Tensor, sets: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-    """A table of rows and, for each occurrence of a class, which of them it gets and how much of it.
-
-    An id of a row's own set gets that row of `hidden`, times the gradient of its logit. A shared id gets a row
-    of grad^T hidden, which one matrix product makes.
-    """
-    num_rows = hidden.shape[0]
-    tables, rows, coefficients = [hidden.to(sets[0][1].dtype)], [], []
-    length = num_rows
-    for ids, grad in sets:
-        if ids.ndim == 1:
-            tables.append(grad.t() @ tables[0])
-            rows.append(torch.arange(length, length + len(ids), device=ids.device))
-            coefficients.append(grad.new_ones(len(ids)))
-            length += len(ids)
-        else:
-            rows.append(torch.arange(num_rows, device=ids.device).repeat_interleave(ids.shape[1]))
-            coefficients.append(grad.reshape(-1))
-    return torch.cat(tables), torch.cat(rows), torch.cat(coefficients)
-
-
-def _gather_sum(table: Tensor, ids: Tensor, starts: Tensor, coefficient: Tensor) -> Tensor:
-    """Sum `coefficient * table[ids]` over consecutive runs of ids: (runs, d)."""
-    if len(ids) == 0:
-        return coefficient.new_zeros(len(starts), table.shape[1])
-    if table.dtype != coefficient.dtype:
-        # The rows of a half-precision table are summed in the dtype of the coefficients.
-        ids_used, ids = ids.unique(return_inverse=True)
-        table = table[ids_used].to(coefficient.dtype)
-    return functional.embedding_bag(ids, table, starts, mode="sum", per_sample_weights=coefficient)
-
-
-def _arithmetic(hidden: Tensor, weight: Tensor) -> torch.dtype:
-    return torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
 
 
 @uncompiled

@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from vastmax.scoring.blocks import Gradients, LinearScorer, RowStatistics, uncompiled
-from vastmax.scoring.links import Link
+from vastmax.compilation import uncompiled
+from vastmax.kernels import has_kernel, implementation
+from vastmax.scoring.blocks import Gradients, LinearScorer, RowStatistics
+from vastmax.scoring.links import Link, SoftCap
 from vastmax.validation import (
     check_class_rows,
     check_finite,
@@ -41,7 +43,7 @@ class _Statistics(torch.autograd.Function):
         class_weight: Tensor | None,
         scorer: LinearScorer,
     ) -> tuple[Tensor, ...]:
-        with torch.autocast(hidden.device.type, enabled=False):
+        with scorer.arithmetic():
             buffer = scorer.buffer()
             blocks = [scorer.statistics(rows, buffer)[0] for rows in scorer.row_blocks()]
         if blocks:
@@ -58,12 +60,47 @@ class _Statistics(torch.autograd.Function):
         *tensors, log_partition = ctx.saved_tensors
         scorer = LinearScorer(*tensors, *ctx.options)
         gradients = scorer.empty_gradients(ctx.needs_input_grad[:4])
-        with torch.autocast(log_partition.device.type, enabled=False):
+        with scorer.arithmetic():
             buffer = scorer.buffer()
             for rows in scorer.row_blocks():
                 row_upstream = RowStatistics(*(grad[rows] for grad in upstream))
                 scorer.backward(rows, buffer, log_partition[rows], row_upstream, gradients)
         return *_as_their_tensors(gradients, scorer.differentiable()), None
+
+
+class _TiledStatistics(torch.autograd.Function):
+    """Log-partition and target logit by a kernel that scores tile by tile, and again on the way back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, scorer: LinearScorer
+    ) -> tuple[Tensor, Tensor]:
+        ctx.options = {"softcap": scorer.link.softcap if isinstance(scorer.link, SoftCap) else None}
+        log_partition_of = implementation("log_partition", hidden, weight, bias)
+        found: tuple[Tensor, Tensor] = log_partition_of(hidden, weight, bias, scorer.target, **ctx.options)
+        ctx.options["filter_eps"] = scorer.filter_eps
+        ctx.save_for_backward(hidden, weight, bias, scorer.target, found[0])
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, target, log_partition = ctx.saved_tensors
+        backward = implementation("log_partition_backward", hidden, weight, bias)
+        inputs = (hidden, weight, bias)
+        gradients = backward(
+            *inputs, target, log_partition, *upstream, wanted=ctx.needs_input_grad[:3], **ctx.options
+        )
+        return *_as_their_tensors(gradients, inputs), None
+
+
+def _in_tiles(scorer: LinearScorer) -> bool:
+    """Whether a kernel that scores tile by tile knows all that this scorer asks for."""
+    plain = scorer.temperature == 1.0 and scorer.offset is None and scorer.class_weight is None
+    plain = plain and (scorer.link is None or isinstance(scorer.link, SoftCap)) and scorer.block_size is None
+    return (
+        plain and len(scorer.hidden) > 0 and has_kernel("log_partition", scorer.hidden, scorer.weight, scorer.bias)
+    )
 
 
 def _as_their_tensors(gradients: Gradients, tensors: Iterable[Tensor | None]) -> list[Tensor | None]:
@@ -104,13 +141,13 @@ class _SummedLoss(torch.autograd.Function):
     ) -> Tensor:
         gradients = scorer.empty_gradients((*ctx.needs_input_grad[:3], False))
         total = hidden.new_zeros((), dtype=scorer.dtype)
-        with torch.autocast(hidden.device.type, enabled=False):
+        with scorer.arithmetic():
             buffer = scorer.buffer()
             for rows in scorer.row_blocks():
-                statistics, probabilities = scorer.statistics(rows, buffer)
+                statistics, held = scorer.statistics(rows, buffer)
                 loss, upstream = _gradient(row_loss, statistics, rows)
                 total += loss
-                scorer.backward(rows, buffer, statistics.log_partition, upstream, gradients, probabilities)
+                scorer.backward(rows, buffer, statistics.log_partition, upstream, gradients, held)
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (hidden, weight, bias)]
         ctx.save_for_backward(*gradients[:3])
         return total
@@ -134,6 +171,10 @@ class _SummedLoss(torch.autograd.Function):
 @uncompiled
 def row_statistics(scorer: LinearScorer) -> RowStatistics:
     """Return the statistics of every row, differentiable with respect to all that a scorer holds."""
+    hidden, weight, bias, _ = scorer.differentiable()
+    if _in_tiles(scorer):
+        log_partition, target_logit = _TiledStatistics.apply(hidden, weight, bias, scorer)  # type: ignore[no-untyped-call]
+        return RowStatistics(log_partition, target_logit, torch.zeros_like(log_partition))
     return RowStatistics(*_Statistics.apply(*scorer.differentiable(), scorer))  # type: ignore[no-untyped-call]
 
 
@@ -148,7 +189,8 @@ def summed_loss(scorer: LinearScorer, row_loss: RowLoss, *, held: Iterable[Tenso
         return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
     hidden, weight, bias, class_weight = scorer.differentiable()
-    if wants_gradient(hidden, weight, bias) and not wants_gradient(class_weight, *held):
+    on_the_way = wants_gradient(hidden, weight, bias) and not wants_gradient(class_weight, *held)
+    if on_the_way and not _in_tiles(scorer):
         loss: Tensor = _SummedLoss.apply(hidden, weight, bias, scorer, row_loss)  # type: ignore[no-untyped-call]
         return loss
     return row_loss(row_statistics(scorer), slice(None)).sum()

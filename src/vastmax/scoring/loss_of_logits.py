@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from vastmax.compilation import uncompiled
 from vastmax.scoring import blocks
-from vastmax.scoring.blocks import uncompiled
 from vastmax.scoring.every_class import check_linear
 
 LossOfLogits = Callable[..., Tensor]

@@ -16,8 +16,8 @@ FAST = {"reassoc", "contract", "arcp", "nsz"}
 SHOWN_SECONDS = 0.5
 """A compilation that takes longer is logged."""
 
-inline = numba.njit(fastmath=FAST, error_model="numpy", inline="always")
-"""For functions of one number that kernels call in their inner loops."""
+inlined = numba.njit(fastmath=FAST, error_model="numpy", forceinline=True)
+"""Compile a function that kernels call in their loops."""
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -29,8 +29,9 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
         nonlocal shown
         start = time.perf_counter()
         result = compiled(*arguments)
-        if len(compiled.signatures) > shown:  # of two threads that waited for the compiler, one says so
-            shown = len(compiled.signatures)
+        misses = sum(compiled.stats.cache_misses.values())
+        if misses > shown:  # of two threads that waited for the compiler, one says so
+            shown = misses
             seconds = time.perf_counter() - start
             if seconds > SHOWN_SECONDS:
                 log.warning("compiled %s in %.1f s, kept for the next process", function.__name__, seconds)

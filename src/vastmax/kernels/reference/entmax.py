@@ -10,8 +10,12 @@ all else happens among them, in float64.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+from vastmax.kernels.reference.tsallis import exponential_moment, tsallis_entropy
 
 CPU_BLOCK = 1 << 17
 """Logits solved at a time on a CPU, whose cache then holds what the iterations read again and again."""
@@ -23,8 +27,17 @@ EPS = torch.finfo(torch.float64).eps
 
 
 @torch.no_grad()
-def solve(logits: Tensor, order: Tensor, *, log: bool) -> Tensor:
-    """Return entmax of each row of logits (N, V), or its logarithm, for order a, float64 (N, 1) or (1, 1)."""
+def entmax(logits: Tensor, order: Tensor, *, log: bool) -> Tensor:
+    r"""Return the entmax of rows, or its logarithm, -inf where the entmax is 0.
+
+    Args:
+        logits: (N, V), float32 or float64, of a finite largest logit in every row.
+        order: $a = \alpha - 1$, at least 0, float64 (N, 1), or (1, 1) for all rows.
+        log: whether to return the logarithm.
+
+    Returns:
+        (N, V) in the dtype of `logits`.
+    """
     found = torch.empty_like(logits)
     block = CPU_BLOCK if logits.device.type == "cpu" else DEVICE_BLOCK
     step = max(1, block // logits.shape[1])
@@ -32,6 +45,60 @@ def solve(logits: Tensor, order: Tensor, *, log: bool) -> Tensor:
         rows = slice(start, start + step)
         found[rows] = _solve_block(logits[rows], order if len(order) == 1 else order[rows], log)
     return found
+
+
+def entmax_gradient(
+    found: Tensor, order: Tensor, upstream: Tensor, *, log: bool, of_order: bool
+) -> tuple[Tensor, Tensor | None]:
+    r"""Return the gradients of the logits, (N, V), and of each row's order, (N, 1), or None unless `of_order`.
+
+    With $g_c = p_c^{1-a}$, the slope of $\exp_\alpha$ at p, the gradient of the logits is
+    $J u = g \odot (u - \langle g, u \rangle / \sum_c g_c)$. A change of $\alpha$ at fixed logits is a change of the
+    logits by $-\partial \log_\alpha p / \partial \alpha$ at fixed $\alpha$.
+
+    Args:
+        found: (N, V) what `entmax` returned.
+        order: as it was for `entmax`.
+        upstream: (N, V) gradient of `found`; that of a class outside the support is not looked at.
+        log: as it was for `entmax`.
+        of_order: whether the order wants a gradient.
+    """
+    outside = found == (-torch.inf if log else 0.0)
+    log_p = found.masked_fill(outside, 0.0) if log else found.masked_fill(outside, 1.0).log()
+    a = order.to(found.dtype)
+    # Past the square root of the largest number, a slope stands for infinity.
+    most = math.log(torch.finfo(found.dtype).max) / 2
+    slope_of_log = (-a * log_p).clamp(max=most).exp().masked_fill(outside, 0.0)
+    slope = slope_of_log * (log_p.exp() if log else found)
+    weighted = (slope_of_log if log else slope) * upstream.masked_fill(outside, 0.0)
+    steep = order > 1
+    if steep.any():
+        # The smallest probability has by far the largest slope: the rest is counted from its upstream gradient.
+        least = log_p.detach().masked_fill(outside, torch.inf).argmin(-1, keepdim=True)
+        origin = weighted.gather(-1, least) / slope.gather(-1, least).masked_fill(~steep, 1.0)
+        weighted = torch.where(steep, (weighted - slope * origin).scatter(-1, least, 0.0), weighted)
+    grad_logits = weighted - slope * (weighted.sum(-1, keepdim=True) / slope.sum(-1, keepdim=True))
+    grad_order = None
+    if of_order:
+        grad_order = -(grad_logits * log_p.square() * exponential_moment(a * log_p, 1)).sum(-1, keepdim=True)
+    return grad_logits, grad_order
+
+
+def entmax_conjugate(logits: Tensor, probability: Tensor, order: Tensor) -> Tensor:
+    r"""Return $\langle p, s \rangle + H_\alpha(p)$, the maximum that entmax attains, less the largest logit.
+
+    Args:
+        logits: (N, V).
+        probability: (N, V) their entmax.
+        order: as it was for `entmax`.
+
+    Returns:
+        (N,) in the dtype of `logits`.
+    """
+    below = logits - logits.amax(-1, keepdim=True)
+    expected = (probability * below.masked_fill_(probability == 0, 0.0)).sum(-1)
+    # The largest logit alone gives 0: less than that is rounding.
+    return (expected + tsallis_entropy(probability, order)).clamp(min=0)
 
 
 def _solve_block(logits: Tensor, order: Tensor, log: bool) -> Tensor:

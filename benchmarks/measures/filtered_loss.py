@@ -1,0 +1,89 @@
+"""The exact loss of a trained language model with and without the filter of small gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from benchmarks.contest import inverse, rows_of
+from benchmarks.floors import Products, best_products
+from benchmarks.language_model import Batch, trained_batch
+from benchmarks.measures.exact_loss import BLOCKS, Problem, forward_backward, gradient_error
+from benchmarks.rows import Floor, Row, Target
+from benchmarks.settings import Settings
+from benchmarks.timing import Timer, side_by_side
+from vastmax.functional import linear_cross_entropy
+
+FILTER: dict[str, Any] = {"filter_eps": 1e-5}
+OURS, FILTERED = "vastmax linear_cross_entropy", "vastmax linear_cross_entropy, filter_eps=1e-5"
+FILTERED_BFLOAT16 = "vastmax linear_cross_entropy, filter_eps=1e-5, bf16 products"
+TORCH = "torch linear + cross_entropy"
+
+
+def loss_of(batch: Batch, **options: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Ours with the model's biases."""
+    return partial(linear_cross_entropy, linear_bias=batch.bias, **options)
+
+
+def torch_plain(batch: Batch) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Form every logit."""
+
+    def loss(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+        return functional.cross_entropy(functional.linear(hidden, weight, batch.bias), target)
+
+    return loss
+
+
+def run(settings: Settings) -> list[Row]:
+    """Measure, and return the rows."""
+    batch = trained_batch(settings)
+    given: Problem = (batch.hidden, batch.weight, batch.target)
+    filtered = {
+        FILTERED: loss_of(batch, **FILTER),
+        FILTERED_BFLOAT16: loss_of(batch, **FILTER, product_dtype=torch.bfloat16),
+    }
+    losses = {OURS: loss_of(batch), **filtered, TORCH: torch_plain(batch)}
+    contenders: dict[str, Callable[[], Timer]] = {
+        name: partial(forward_backward, loss, given) for name, loss in losses.items()
+    }
+    rows, classes, features = *batch.hidden.shape[:1], *batch.weight.shape
+    products = [Products(rows, classes, features, block) for block in BLOCKS]
+    bare = {f"{product}": product.prepare for product in products}
+    found = side_by_side(contenders | bare, rounds=settings.rounds, memory=True)
+    floor = best_products(products, [found.pop(name) for name in bare])
+    forward = None if floor is None else Floor(floor.seconds / 3, "the forward product alone of " + floor.kind)
+    errors = {
+        name: gradient_error(loss, losses[OURS], given)
+        for name, loss in filtered.items()
+        if found[name].median is not None
+    }
+
+    def targets(name: str) -> list[Target]:
+        if name != FILTERED:
+            return []
+        faster = inverse(found[FILTERED].over(found[OURS]))
+        return [
+            Target("times faster than unfiltered", faster, 1.5, at_most=False),
+            Target("gradient error", errors.get(FILTERED), 1e-3),
+        ]
+
+    measured_rows = rows_of(
+        f"exact loss of a trained language model, forward + backward, N={rows} d={features} V={classes:,}",
+        found,
+        floor=floor,
+        floors=dict.fromkeys(filtered, forward),
+        peers={"over torch": TORCH, "over ours unfiltered": OURS},
+        targets=targets,
+    )
+    return [
+        replace(row, ratios=row.ratios | {"gradient error": errors[row.implementation]})
+        if row.implementation in errors
+        else row
+        for row in measured_rows
+    ]

@@ -1,0 +1,100 @@
+"""Optimizer steps within the backward pass, without a gradient in between."""
+
+import weakref
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor
+
+from vastmax.kernels.reference.row_updates import Runs
+from vastmax.optim.row_optimizer import Group, RowOptimizer
+from vastmax.scoring import updates_in_backward
+from vastmax.scoring.updates_in_backward import Update
+
+
+def apply_in_backward(optimizer: RowOptimizer, *parameters: Tensor) -> ExitStack:
+    """Update class rows as soon as the backward pass has their gradient, which is then never stored.
+
+    From now on a backward pass through `vastmax.scoring.chosen_logits`, and so of every sampled head, makes the
+    step of these parameters at once, row by row, with or without `sparse`, and leaves their `.grad` None.
+    `optimizer.step()` has nothing left to do for them, and does the other parameters. Every backward pass is one
+    step. The weight after it is the one that `backward()` and `step()` give with sparse gradients, to rounding.
+
+    What needs the whole gradient before the step cannot be had for these parameters: clipping, accumulation over
+    several backward passes, and the scaling of `torch.amp.GradScaler`, by which they would move scaled steps.
+    A gradient that comes by another way than chosen classes, as that of a tied embedding, is stored in `.grad` as
+    ever, for `optimizer.step()`. A backward pass through a graph that saved the old weight raises autograd's error.
+
+    Args:
+        optimizer: an optimizer of this package, which has to be kept: it is held weakly.
+        *parameters: class rows (V, d) and biases (V,) among its parameters.
+
+    Returns:
+        What ends it: `close()`, or the end of a `with` statement. If it is dropped, nothing ends.
+
+    Raises:
+        TypeError: the optimizer is of another package, or a parameter is no tensor.
+        ValueError: no parameter, one that the optimizer has not or that requires no gradient, one with a gradient
+            that waits for its step, or one that is updated in backward already.
+
+    Source: Lv et al., *Full Parameter Fine-tuning for Large Language Models with Limited Resources*, ACL 2024.
+
+    Example:
+        >>> from vastmax.heads import SampledSoftmax
+        >>> from vastmax.optim import RowwiseAdagrad
+        >>> head = SampledSoftmax(8, 1000, num_samples=16, sparse=True)
+        >>> optimizer = RowwiseAdagrad(head.parameters())
+        >>> _ = apply_in_backward(optimizer, head.weight, head.bias)
+        >>> before = head.weight.detach().clone()
+        >>> head(torch.randn(4, 8), torch.randint(1000, (4,))).backward()
+        >>> head.weight.grad is None, torch.equal(head.weight, before)
+        (True, False)
+    """
+    if not isinstance(optimizer, RowOptimizer):
+        raise TypeError(f"optimizer: expected one of vastmax.optim, got {type(optimizer).__name__}")
+    if not parameters:
+        raise ValueError("parameters: expected at least one, got none")
+    updates = [(parameter, _update(optimizer, parameter)) for parameter in parameters]
+    with ExitStack() as registered:  # all or none
+        for parameter, update in updates:
+            updates_in_backward.register(parameter, update)
+            registered.callback(updates_in_backward.remove, parameter)
+        return registered.pop_all()
+
+
+def _update(optimizer: RowOptimizer, parameter: Tensor) -> Update:
+    _check(optimizer, parameter)
+    # Weakly, both: the registry keeps the update as long as the parameter lives, which must not live by it.
+    kept_optimizer, kept_parameter = weakref.ref(optimizer), weakref.ref(parameter)
+
+    def update(rows: Tensor, table: Tensor, runs: Runs | None = None) -> None:
+        optimizer, parameter = kept_optimizer(), kept_parameter()
+        if optimizer is None or parameter is None:
+            raise RuntimeError(
+                "apply_in_backward: expected the optimizer to be kept, got none: it has been deleted"
+            )
+        with torch.no_grad():
+            optimizer.step_rows(parameter, _group_of(optimizer, parameter), rows, table, runs)
+
+    return update
+
+
+def _check(optimizer: RowOptimizer, parameter: Tensor) -> None:
+    if not isinstance(parameter, Tensor):
+        raise TypeError(f"parameters: expected tensors, got {type(parameter).__name__}")
+    what = f"parameter of shape {tuple(parameter.shape)}"
+    if parameter.ndim not in (1, 2):
+        raise ValueError(f"{what}: expected class rows (V, d) or a bias (V,)")
+    if not parameter.requires_grad:
+        raise ValueError(f"{what}: expected one that requires a gradient, got requires_grad=False")
+    if parameter.grad is not None:
+        raise ValueError(f"{what}: expected no gradient that waits for its step, got one in .grad")
+    _group_of(optimizer, parameter)
+
+
+def _group_of(optimizer: RowOptimizer, parameter: Tensor) -> Group:
+    """Return the parameter's group, whose options may change at any time, as by a scheduler."""
+    for group in optimizer.param_groups:
+        if any(own is parameter for own in group["params"]):
+            return group
+    raise ValueError(f"parameter of shape {tuple(parameter.shape)}: expected one of the optimizer's, got another")

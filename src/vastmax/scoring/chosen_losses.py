@@ -1,0 +1,229 @@
+"""Losses on the logits of chosen classes whose gradient is made on the way: each class row is read once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from vastmax.compilation import uncompiled
+from vastmax.kernels import implementation
+from vastmax.scoring.class_gradients import (
+    ChosenSet,
+    arithmetic,
+    class_gradients,
+    class_rows,
+    gather_dot,
+    hidden_gradient,
+)
+
+
+class _OwnClasses(torch.autograd.Function):
+    """A kernel's loss of rows with classes of their own (N, K)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        kernel: str,
+        ids: Tensor,
+        arguments: tuple[Tensor, ...],
+        scale: float,
+        sparse: bool,
+    ) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            rows = hidden.to(arithmetic(hidden, weight))
+            numbers = (x.to(rows.dtype) if x.is_floating_point() else x for x in arguments)
+            loss_of = implementation(kernel, rows, weight, bias)
+            loss, slope, grad_hidden = loss_of(rows, weight, bias, ids, *numbers, scale)
+        ctx.save_for_backward(hidden, weight, bias, ids, slope, grad_hidden)
+        ctx.sparse = sparse
+        return loss  # type: ignore[no-any-return]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, ids, slope, grad_hidden = ctx.saved_tensors
+        upstream = upstream.unsqueeze(-1)
+        with torch.autocast(hidden.device.type, enabled=False):
+            chosen, rows, wanted = [ChosenSet(ids, slope)], hidden.to(slope.dtype), ctx.needs_input_grad[1:3]
+            of_classes = class_gradients(rows, weight, bias, chosen, upstream, sparse=ctx.sparse, wanted=wanted)
+        return (grad_hidden * upstream).to(hidden.dtype), *of_classes, *(None,) * 5
+
+
+class _SharedClasses(torch.autograd.Function):
+    """The loss of rows on their target and on classes (K,) that all of them share."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        loss_of: Any,
+        target: Tensor,
+        ids: Tensor,
+        sparse: bool,
+    ) -> Tensor:
+        target = target.unsqueeze(-1)
+        with torch.autocast(hidden.device.type, enabled=False):
+            rows = hidden.to(arithmetic(hidden, weight))
+            target_logit = gather_dot(rows, weight, target)
+            of_classes = class_rows(weight, ids, rows.dtype)
+            if bias is None:
+                logits = rows @ of_classes.t()
+            else:
+                target_logit += bias[target].to(rows.dtype)
+                logits = torch.addmm(bias[ids].to(rows.dtype), rows, of_classes.t())
+            loss, target_slope = loss_of(target_logit.squeeze(-1), logits)
+        ctx.save_for_backward(hidden, weight, bias, target, ids, target_slope, logits, of_classes)
+        ctx.sparse = sparse
+        return loss  # type: ignore[no-any-return]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, target, ids, target_slope, slope, rows_of_ids = ctx.saved_tensors
+        upstream = upstream.unsqueeze(-1)
+        with torch.autocast(hidden.device.type, enabled=False):
+            chosen = [ChosenSet(ids, slope), ChosenSet(target, target_slope.unsqueeze(-1))]
+            grad_hidden = hidden_gradient(weight, chosen[1]).addmm_(slope, rows_of_ids).mul_(upstream)
+            rows, wanted = hidden.to(slope.dtype), ctx.needs_input_grad[1:3]
+            of_classes = class_gradients(rows, weight, bias, chosen, upstream, sparse=ctx.sparse, wanted=wanted)
+        return grad_hidden.to(hidden.dtype), *of_classes, *(None,) * 4
+
+
+@uncompiled
+def logistic_rows(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    ids: Tensor,
+    positive: Tensor,
+    offset: Tensor,
+    share: Tensor,
+    *,
+    scale: float = 1.0,
+    sparse: bool = False,
+) -> Tensor:
+    r"""Return the logistic losses (N,) of rows with true and false classes of their own, differentiable.
+
+    $$\ell_r = \sum_j v_{rj} \log(1 + e^{-y_{rj} x_{rj}}), \qquad
+      x_{rj} = a (h_r \cdot w_{c_{rj}} + b_{c_{rj}}) - o_{rj}$$
+
+    Args:
+        hidden: (N, d).
+        weight: (V, d) class rows.
+        bias: (V,) or None.
+        ids: (N, K) int64.
+        positive: (N, K) bool: whether y is 1 or -1.
+        offset: (N, K) o.
+        share: (N, K) v; a class of share 0 counts for nothing.
+        scale: a.
+        sparse: give weight and bias sparse gradients.
+    """
+    arguments = (positive, offset, share)
+    loss: Tensor = _OwnClasses.apply(hidden, weight, bias, "logistic_rows", ids, arguments, scale, sparse)  # type: ignore[no-untyped-call]
+    return loss
+
+
+@uncompiled
+def sampled_softmax(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    ids: Tensor,
+    target_offset: Tensor,
+    offset: Tensor,
+    *,
+    without_hits: bool,
+    scale: float = 1.0,
+    sparse: bool = False,
+) -> Tensor:
+    r"""Return the cross-entropies (N,) of targets among themselves and sampled classes, differentiable.
+
+    $$\ell_r = \log \Big(e^{x_r} + \sum_j e^{x_{rj}}\Big) - x_r, \qquad x = a (h_r \cdot w_c + b_c) - o$$
+
+    Args:
+        hidden: (N, d).
+        weight: (V, d) class rows.
+        bias: (V,) or None.
+        target: (N,) int64.
+        ids: (K,) or (N, K) int64.
+        target_offset: (N,) o of the targets.
+        offset: (K,) or (N, K) o of the sampled classes; +inf leaves one out.
+        without_hits: leave out classes that are the row's target.
+        scale: a.
+        sparse: give weight and bias sparse gradients.
+    """
+    if ids.ndim == 1:
+        left_out = target if without_hits else torch.full_like(target, -1)
+
+        def loss_of(target_logit: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+            found: tuple[Tensor, Tensor] = implementation("softmax_logits_", logits)(
+                target_logit, logits, target_offset.to(logits), offset.to(logits), ids, left_out, scale
+            )
+            return found
+
+        loss: Tensor = _SharedClasses.apply(hidden, weight, bias, loss_of, target, ids, sparse)  # type: ignore[no-untyped-call]
+        return loss
+    own = target.unsqueeze(-1)
+    if without_hits:
+        offset = offset.masked_fill(ids == own, torch.inf)
+    ids, offset = torch.cat([own, ids], -1), torch.cat([target_offset.unsqueeze(-1), offset], -1)
+    loss = _OwnClasses.apply(hidden, weight, bias, "softmax_rows", ids, (offset,), scale, sparse)  # type: ignore[no-untyped-call]
+    return loss
+
+
+@uncompiled
+def noise_contrast(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    ids: Tensor,
+    target_offset: Tensor,
+    offset: Tensor,
+    *,
+    positive_weight: float = 1.0,
+    scale: float = 1.0,
+    sparse: bool = False,
+) -> Tensor:
+    r"""Return the logistic losses (N,) of telling targets from sampled classes, differentiable.
+
+    $$\ell_r = \beta \log(1 + e^{-x_r}) + \sum_j \log(1 + e^{x_{rj}}), \qquad x = a (h_r \cdot w_c + b_c) - o$$
+
+    Args:
+        hidden: (N, d).
+        weight: (V, d) class rows.
+        bias: (V,) or None.
+        target: (N,) int64.
+        ids: (K,) or (N, K) int64.
+        target_offset: (N,) o of the targets.
+        offset: (K,) or (N, K) o of the sampled classes; +inf leaves one out.
+        positive_weight: beta.
+        scale: a.
+        sparse: give weight and bias sparse gradients.
+    """
+    if ids.ndim == 1:
+
+        def loss_of(target_logit: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+            x = scale * target_logit - target_offset.to(logits)
+            noise: Tensor = implementation("logistic_logits_", logits)(logits, offset.to(logits), scale)
+            return positive_weight * functional.softplus(-x) + noise, -scale * positive_weight * (-x).sigmoid()
+
+        loss: Tensor = _SharedClasses.apply(hidden, weight, bias, loss_of, target, ids, sparse)  # type: ignore[no-untyped-call]
+        return loss
+    ids = torch.cat([target.unsqueeze(-1), ids], -1)
+    offset = torch.cat([target_offset.unsqueeze(-1), offset.expand(ids.shape[0], -1)], -1)
+    positive = torch.zeros_like(ids, dtype=torch.bool)
+    positive[:, 0] = True
+    share = torch.ones_like(offset)
+    share[:, 0] = positive_weight
+    return logistic_rows(hidden, weight, bias, ids, positive, offset, share, scale=scale, sparse=sparse)
