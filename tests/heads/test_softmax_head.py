@@ -314,19 +314,19 @@ def test_bad_target_weights(target_weight, error, message):
 
 def test_filter_and_products_are_those_of_the_function():
     hidden, target = torch.randn(6, 5), torch.randint(40, (6,))
-    head = heads.Softmax(5, 40, filter_eps=0.02, product_dtype=torch.bfloat16)
+    head = heads.Softmax(5, 40, filter_eps=0.2, product_dtype=torch.bfloat16)
     torch.nn.init.normal_(head.weight)
     parameters = list(head.parameters())
     found = torch.autograd.grad(head(hidden, target), parameters)
     loss = F.linear_cross_entropy(
-        hidden, head.weight, target, linear_bias=head.bias, filter_eps=0.02, product_dtype=torch.bfloat16
+        hidden, head.weight, target, linear_bias=head.bias, filter_eps=0.2, product_dtype=torch.bfloat16
     )
     for mine, expected in zip(found, torch.autograd.grad(loss, parameters), strict=True):
         assert torch.equal(mine, expected)
     assert (found[1] == 0).any()  # some class was left out
-    assert "filter_eps=0.02, product_dtype=torch.bfloat16" in repr(head)
+    assert "filter_eps=0.2, product_dtype=torch.bfloat16" in repr(head)
 
 
 def test_no_filter_beside_label_smoothing():
     with pytest.raises(ValueError, match=r"filter_eps: expected none beside label_smoothing=0\.1"):
-        heads.Softmax(5, 40, filter_eps=0.02, label_smoothing=0.1)
+        heads.Softmax(5, 40, filter_eps=0.2, label_smoothing=0.1)

@@ -23,11 +23,13 @@ def test_equals_torch_for_every_block_size(block_size, reduction):
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
-@pytest.mark.parametrize("limits", [(12, 1), (5, 1), (30, 2), (1 << 24, 64)])
+@pytest.mark.parametrize("limits", [(12, 12, 1), (5, 5, 1), (30, 8, 2), (30, 30, 2), (1 << 24, 1 << 22, 64)])
 @pytest.mark.parametrize("rows", [(), (1,), (9,), (3, 4), (2, 2, 3)])
 def test_equals_torch_however_rows_are_cut(rows, limits, reduction, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", limits[0])
-    monkeypatch.setattr(blocks, "MIN_ROWS", limits[1])
+    monkeypatch.setattr(blocks, "TILE_ELEMENTS", limits[1])
+    monkeypatch.setattr(blocks, "CUT_ELEMENTS", limits[1])
+    monkeypatch.setattr(blocks, "MIN_ROWS", limits[2])
     hidden, weight, bias, target, g = problem(rows)
     ours = linear_cross_entropy(hidden, weight, target, linear_bias=bias, reduction=reduction)
     theirs = torch_cross_entropy(hidden, weight, target, bias, reduction=reduction)

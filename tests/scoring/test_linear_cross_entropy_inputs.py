@@ -134,9 +134,9 @@ def test_half_precision_gradients_are_scaled_before_they_are_rounded():
 def test_half_precision_weights_are_converted_block_by_block():
     weight = torch.zeros(40_000, 64).bfloat16()
     scorer = blocks.LinearScorer(torch.zeros(1, 64).bfloat16(), weight, None, torch.zeros(1, dtype=torch.int64))
-    assert scorer.block_shape() == (1, 40_000)
+    assert scorer.block_shape() == (1, 40_000, False)
     wide = blocks.LinearScorer(torch.zeros(1, 4096).bfloat16(), weight.new_zeros(9000, 4096), None, scorer.target)
-    assert wide.block_shape()[1] * 4096 <= blocks.BLOCK_ELEMENTS
+    assert wide.block_shape().classes * 4096 <= blocks.CUT_ELEMENTS
 
 
 @pytest.mark.parametrize("changed", ["weight", "class_weight"])

@@ -1,8 +1,8 @@
 """Blocks of the logit matrix: scored, turned into probabilities, and carried back to the gradients.
 
-The N x V matrix of logits exists one block at a time, in one buffer. Where a block holds every class of its
-rows, the forward pass can leave the softmax in the buffer and the gradient needs three matrix products in all;
-where the classes too are cut, the logits are scored again on the way back, at the price of a fourth.
+The N x V matrix of logits exists one block at a time, in one buffer. Where the buffer holds every class of some
+rows, the forward pass leaves their exponentials in it and the gradient needs three matrix products in all; where
+it does not, the logits are scored again on the way back, at the price of a fourth.
 """
 
 from __future__ import annotations
@@ -19,8 +19,15 @@ from vastmax.kernels import implementation
 from vastmax.scoring.links import Link
 from vastmax.scoring.products import products
 
-BLOCK_ELEMENTS = 3 << 22
-"""Logits alive at a time: 48 MB in float32. Matrix products reach their full rate well below it."""
+BLOCK_ELEMENTS = 1 << 25
+"""Logits alive at a time where a block of rows is held: 128 MB in float32, 256 rows of 131,072 classes. With half
+as many rows a product that reads or writes all class rows takes a fifth longer."""
+
+TILE_ELEMENTS = 1 << 23
+"""Logits scored at a time of such a block: 32 MB, partly still in a cache when they are exponentiated."""
+
+CUT_ELEMENTS = 1 << 22
+"""Logits alive at a time where none are held."""
 
 MIN_ROWS = 64
 """Fewer rows than this in a block and the products read `weight` more often than they use it."""
@@ -40,11 +47,19 @@ class RowStatistics(NamedTuple):
     mean_logit: Tensor
 
 
-class HeldBlock(NamedTuple):
-    """A block of every class of its rows: exponentials (R, V), probabilities once divided by their mass (R,)."""
+class HeldTile(NamedTuple):
+    """Exponentials (R, C) of the logits of a block less their rows' maximum (R,) in it."""
 
     exponentials: Tensor
-    mass: Tensor
+    maximum: Tensor
+
+
+class BlockShape(NamedTuple):
+    """How the logits are cut: rows and classes of a block, and whether all blocks of some rows are held."""
+
+    rows: int
+    classes: int
+    held: bool
 
 
 class Gradients(NamedTuple):
@@ -97,35 +112,41 @@ class LinearScorer:
         """Within it the products of blocks are computed as this scorer says, autocast or not."""
         return products(self.product_dtype if self.filter_eps is None else None, self.hidden.device)
 
-    def block_shape(self) -> tuple[int, int]:
-        """Rows and classes of a block."""
+    def block_shape(self) -> BlockShape:
+        """Return how the logits are cut."""
         num_rows, num_classes = self.hidden.shape[0], self.weight.shape[0]
+        converted = self.weight.dtype != self.dtype
         rounded = self.product_dtype is not None and self.filter_eps is None
-        min_rows = MIN_ROUNDED_ROWS if rounded else MIN_ROWS
-        classes = self.block_size
-        if classes is None:
-            if self.weight.dtype != self.dtype:
-                # The converted class rows of a block, too, stay within the size of a block of logits.
-                classes = BLOCK_ELEMENTS // max(min(num_rows, TALL_ROWS), self.weight.shape[1], 1)
-            elif num_classes * min_rows <= BLOCK_ELEMENTS:
-                classes = num_classes
-            else:
-                classes = BLOCK_ELEMENTS // min(max(num_rows, min_rows), TALL_ROWS)
-        classes = min(max(classes, 1), num_classes)
-        return min(num_rows, max(1, BLOCK_ELEMENTS // classes)), classes
+        min_rows = min(num_rows, MIN_ROUNDED_ROWS if rounded else MIN_ROWS)
+        if self.block_size is not None:
+            classes = min(self.block_size, num_classes)
+            rows = max(1, BLOCK_ELEMENTS // classes)
+            held = classes == num_classes
+        elif self.link is None and not converted and num_classes * min_rows <= BLOCK_ELEMENTS:
+            rows = max(1, BLOCK_ELEMENTS // num_classes)
+            classes = TILE_ELEMENTS // max(min(num_rows, rows), 1)
+            held = True
+        else:
+            # The converted class rows of a block, too, stay within the size of a block of logits.
+            width = max(min(num_rows, TALL_ROWS), min_rows, self.weight.shape[1] if converted else 1, 1)
+            classes = CUT_ELEMENTS // width
+            rows = max(1, CUT_ELEMENTS // max(min(classes, num_classes), 1))
+            held = False
+        return BlockShape(min(num_rows, rows), min(max(classes, 1), num_classes), held and self.link is None)
 
     def row_blocks(self) -> Iterator[slice]:
         """Slices of rows that are finished one after the other."""
-        return _slices(self.hidden.shape[0], self.block_shape()[0])
+        return _slices(self.hidden.shape[0], self.block_shape().rows)
 
     def class_blocks(self) -> Iterator[slice]:
         """Slices of classes within a block of rows."""
-        return _slices(self.weight.shape[0], self.block_shape()[1])
+        return _slices(self.weight.shape[0], self.block_shape().classes)
 
     def buffer(self) -> Tensor:
-        """Memory for the logits of one block, used again for every block."""
-        rows, classes = self.block_shape()
-        return torch.empty(rows * classes, dtype=self.dtype, device=self.hidden.device)
+        """Memory for the logits that are alive at a time, used again for the next."""
+        rows, classes, held = self.block_shape()
+        size = rows * (self.weight.shape[0] if held else classes)
+        return torch.empty(size, dtype=self.dtype, device=self.hidden.device)
 
     def scaled_hidden(self, rows: slice) -> Tensor:
         """`hidden / T`: dividing d numbers a row is cheaper than dividing V logits."""
@@ -152,7 +173,8 @@ class LinearScorer:
         """Score a block into `buffer`: (rows, classes), as yet without the link."""
         hidden, class_rows = self.scaled_hidden(rows), self.class_rows(classes)
         shape = hidden.shape[0], class_rows.shape[0]
-        out = buffer[: shape[0] * shape[1]].view(shape)
+        first = shape[0] * classes.start if self.block_shape().held else 0
+        out = buffer[first : first + shape[0] * shape[1]].view(shape)
         if self.bias is None:
             torch.mm(hidden, class_rows.t(), out=out)
         else:
@@ -160,24 +182,25 @@ class LinearScorer:
             torch.addmm(bias, hidden, class_rows.t(), out=out)
         return out
 
-    def statistics(self, rows: slice, buffer: Tensor) -> tuple[RowStatistics, HeldBlock | None]:
-        """Return the statistics of `rows`, and their exponentials where one block held every class of them."""
+    def statistics(self, rows: slice, buffer: Tensor) -> tuple[RowStatistics, list[HeldTile] | None]:
+        """Return the statistics of `rows`, and their exponentials where those of all classes are held."""
         target = self.target[rows]
         log_partition = torch.full(target.shape, -torch.inf, dtype=self.dtype, device=target.device)
         target_logit = torch.zeros_like(log_partition)
         mean_logit = torch.zeros_like(log_partition)
-        held = None
+        held: list[HeldTile] | None = [] if self.block_shape().held else None
         for classes in self.class_blocks():
             logits = self.logits(rows, classes, buffer)
             row, column = _targets_inside(target, classes)
             target_logit[row] = logits[row, column]
             if self.class_weight is not None:
                 mean_logit += logits @ self.class_weight[classes].to(self.dtype)
-            hold = logits.shape[1] == self.weight.shape[0] and self.link is None
-            maximum, mass = implementation("exponentials_" if hold else "row_sums", logits)(logits)
+            if held is None:
+                maximum, mass = implementation("row_sums", logits)(logits)
+            else:
+                maximum, mass = implementation("exponentials_", logits)(logits)
+                held.append(HeldTile(logits, maximum))
             log_partition = torch.logaddexp(log_partition, maximum + mass.log())
-            if hold:
-                held = HeldBlock(logits, mass)
         return RowStatistics(log_partition, target_logit, mean_logit), held
 
     def backward(
@@ -187,19 +210,23 @@ class LinearScorer:
         log_partition: Tensor,
         upstream: RowStatistics,
         gradients: Gradients,
-        held: HeldBlock | None = None,
+        held: list[HeldTile] | None = None,
     ) -> None:
         """Add to `gradients` what flows back from the statistics of `rows`.
 
         The gradient with respect to the logits is
         upstream.log_partition * softmax + upstream.target_logit * onehot + upstream.mean_logit * class_weight.
         """
+        if held is not None and self.filter_eps is None and self.class_weight is None:
+            self._add_held(held, rows, log_partition, upstream, gradients)
+            return
         ones = torch.ones_like(log_partition)
-        for classes in self.class_blocks():
+        for index, classes in enumerate(self.class_blocks()):
             slope = None
             scale = upstream.log_partition
             if held is not None:
-                grad, to_probability = held.exponentials, 1 / held.mass
+                grad, maximum = held[index]
+                to_probability = (maximum - log_partition).exp()
             else:
                 grad, to_probability = self.scores(rows, classes, buffer), ones
                 if self.link is not None:
@@ -230,6 +257,38 @@ class LinearScorer:
             if slope is not None:
                 grad.mul_(slope)
             self._add_gradients(grad, rows, kept, gradients)
+
+    def _add_held(
+        self,
+        held: list[HeldTile],
+        rows: slice,
+        log_partition: Tensor,
+        upstream: RowStatistics,
+        gradients: Gradients,
+    ) -> None:
+        """Carry the gradient of the logits of `rows` on where nothing but the softmax and the targets is in it.
+
+        The factors of the products are scaled and the targets added apart, rather than in R x V logits.
+        """
+        target, of_target = self.target[rows], upstream.target_logit.unsqueeze(-1)
+        hidden = self.scaled_hidden(rows)
+        for classes, (exponentials, maximum) in zip(self.class_blocks(), held, strict=True):
+            scale = (upstream.log_partition * (maximum - log_partition).exp()).unsqueeze(-1)
+            if gradients.hidden is not None:
+                found = torch.mm(exponentials, self.class_rows(classes))
+                gradients.hidden[rows].addcmul_(found, scale, value=1 / self.temperature)
+            if gradients.weight is not None:
+                gradients.weight[classes].addmm_(exponentials.t(), hidden * scale)
+            if gradients.bias is not None:
+                found = (exponentials.t() @ scale).squeeze(-1)
+                gradients.bias[classes].add_(found, alpha=1 / self.temperature)
+        if gradients.hidden is not None:
+            class_rows = self.weight[target].to(self.dtype)
+            gradients.hidden[rows].addcmul_(class_rows, of_target, value=1 / self.temperature)
+        if gradients.weight is not None:
+            gradients.weight.index_add_(0, target, hidden * of_target)
+        if gradients.bias is not None:
+            gradients.bias.index_add_(0, target, upstream.target_logit, alpha=1 / self.temperature)
 
     def _kept(self, block: Tensor, to_probability: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
         """Return the columns of a block that are not negligible, and where the targets stand among them."""

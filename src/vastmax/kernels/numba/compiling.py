@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -16,6 +17,11 @@ FAST = {"reassoc", "contract", "arcp", "nsz"}
 SHOWN_SECONDS = 0.5
 """A compilation that takes longer is logged."""
 
+SOURCES = tuple(
+    (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(Path(__file__).parent.glob("*.py"))
+)
+"""Size and time of change of every file here, any of which a kernel may have inlined."""
+
 inlined = numba.njit(fastmath=FAST, error_model="numpy", forceinline=True)
 """Compile a function that kernels call in their loops."""
 
@@ -23,6 +29,8 @@ inlined = numba.njit(fastmath=FAST, error_model="numpy", forceinline=True)
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a function of arrays on first use for each combination of dtypes, and log how long that took."""
     compiled = numba.njit(function, fastmath=FAST, error_model="numpy", nogil=True, cache=True)
+    # Numba looks for changes in the kernel's own file alone, and would go on with what it once inlined.
+    compiled._cache._cache_file._source_stamp = SOURCES
     shown = 0
 
     def call(*arguments: Any) -> Any:

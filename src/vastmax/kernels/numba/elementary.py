@@ -82,10 +82,24 @@ def _log1p_of_share(x: Any) -> Any:
     return single if x == numba.float32 else double
 
 
-@numba.njit(fastmath={"nnan", "nsz"}, error_model="numpy", forceinline=True)
+LANES = 64
+
+
+@numba.njit(error_model="numpy", forceinline=True)
 def largest(x: Any, least: Any) -> Any:
-    """Return the largest of `x` and `least`; any of them if one is nan, which the sums after it show."""
+    """Return the largest of `x` and `least`; any of them if one is nan, which the sums after it show.
+
+    In lanes of their own, for a compiler keeps the order of comparisons of which one may be nan.
+    """
+    lanes = np.full(LANES, least, x.dtype)
+    whole = len(x) // LANES * LANES
+    for i in range(0, whole, LANES):
+        part = x[i : i + LANES]
+        for j in range(LANES):
+            lanes[j] = part[j] if part[j] > lanes[j] else lanes[j]
     found = least
-    for i in range(len(x)):
+    for j in range(LANES):
+        found = lanes[j] if lanes[j] > found else found
+    for i in range(whole, len(x)):
         found = x[i] if x[i] > found else found
     return found
