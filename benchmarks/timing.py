@@ -1,15 +1,15 @@
-"""How things are timed: in turn, A B C B C A, several rounds of each, after one that is not counted."""
+"""How things are timed: in turn, A B C B A C, several rounds of each, after one that is not counted."""
 
 from __future__ import annotations
 
 import gc
 import itertools
+import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import torch
 
@@ -17,8 +17,6 @@ from benchmarks.rows import without_folders
 from vastmax.study.memory import peak_memory
 
 MOST_ROUNDS = 201
-
-T = TypeVar("T")
 
 
 class Wall:
@@ -109,8 +107,9 @@ def side_by_side(
         if number > rounds and (time.perf_counter() - start > seconds or number > MOST_ROUNDS):
             break
         profiled = memory and number == int(warm)
-        # Each round begins with another: who comes first finds other things in the caches than the rest.
-        for name, timer in rotated(list(timers.items()), number):
+        # In an order of each round's own: what comes before leaves its things in the caches, and takes memory away.
+        order = random.Random(number).sample(list(timers), len(timers))
+        for name, timer in ((name, timers[name]) for name in order):
             if found[name].problem:
                 continue
             with problem_of(found[name]), no_collection():
@@ -118,12 +117,6 @@ def side_by_side(
                 if number > 0:
                     found[name].seconds.append(spent)
     return found
-
-
-def rotated(items: Sequence[T], number: int) -> Sequence[T]:
-    """Begin with the item of that number, and go round."""
-    first = number % max(len(items), 1)
-    return [*items[first:], *items[:first]]
 
 
 def with_memory(timer: Timer, measured: Measured) -> float:

@@ -312,19 +312,22 @@ def test_bad_target_weights(target_weight, error, message):
         build()(hidden, torch.stack([target, target], -1), target_weight=target_weight)
 
 
-def test_filter_and_products_are_those_of_the_function():
-    hidden, target = torch.randn(6, 5), torch.randint(40, (6,))
-    head = heads.Softmax(5, 40, filter_eps=0.2, product_dtype=torch.bfloat16)
+@pytest.mark.parametrize(
+    "options",
+    [{"filter_eps": 0.2}, {"product_dtype": torch.bfloat16}, {"filter_eps": 0.2, "product_dtype": torch.bfloat16}],
+)
+def test_filter_and_products_are_those_of_the_function(options):
+    hidden, target = torch.randn(64, 48), torch.randint(400, (64,))
+    head = heads.Softmax(48, 400, **options)
     torch.nn.init.normal_(head.weight)
     parameters = list(head.parameters())
     found = torch.autograd.grad(head(hidden, target), parameters)
-    loss = F.linear_cross_entropy(
-        hidden, head.weight, target, linear_bias=head.bias, filter_eps=0.2, product_dtype=torch.bfloat16
-    )
+    loss = F.linear_cross_entropy(hidden, head.weight, target, linear_bias=head.bias, **options)
     for mine, expected in zip(found, torch.autograd.grad(loss, parameters), strict=True):
         assert torch.equal(mine, expected)
-    assert (found[1] == 0).any()  # some class was left out
-    assert "filter_eps=0.2, product_dtype=torch.bfloat16" in repr(head)
+    assert all(f"{name}={value}" in repr(head) for name, value in options.items())
+    left_out = (found[1] == 0).any()
+    assert left_out == ("product_dtype" not in options)
 
 
 def test_no_filter_beside_label_smoothing():

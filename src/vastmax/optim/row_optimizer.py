@@ -106,8 +106,7 @@ class RowOptimizer(Optimizer):
             if grad is None:
                 continue
             if grad.is_sparse:
-                grad = grad.coalesce()  # the updates are not linear: a row's gradient has to be summed first
-                self.step_rows(param, group, grad.indices()[0], grad.values())
+                self.step_rows(param, group, *_summed_rows(grad))
                 continue
             state = self._state_of(param, group, sparse=False)
             if self._by_row(param, state):
@@ -190,6 +189,18 @@ class RowOptimizer(Optimizer):
         params = chain.from_iterable(group["params"] for group in self.param_groups)
         for saved_id, param in zip(ids, params, strict=False):  # a difference in number is the base class's error
             yield param, saved["state"].get(saved_id, {})
+
+
+def _summed_rows(grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the distinct rows of a sparse gradient and the sum for each: the updates are not linear in it.
+
+    Autograd forgets that a gradient was coalesced, and to do that again copies it.
+    """
+    rows = grad._indices()[0]
+    if not (rows[1:] > rows[:-1]).all():
+        grad = grad.coalesce()
+        rows = grad.indices()[0]
+    return rows, grad._values()
 
 
 def compute_dtype(param: Tensor) -> torch.dtype:

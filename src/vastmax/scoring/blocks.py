@@ -23,6 +23,9 @@ BLOCK_ELEMENTS = 1 << 25
 """Logits alive at a time where a block of rows is held: 128 MB in float32, 256 rows of 131,072 classes. With half
 as many rows a product that reads or writes all class rows takes a fifth longer."""
 
+HELD_ROWS = 512
+"""Rows of such a block at most: with more of them no product is faster."""
+
 TILE_ELEMENTS = 1 << 23
 """Logits scored at a time of such a block: 32 MB, partly still in a cache when they are exponentiated."""
 
@@ -123,7 +126,7 @@ class LinearScorer:
             rows = max(1, BLOCK_ELEMENTS // classes)
             held = classes == num_classes
         elif self.link is None and not converted and num_classes * min_rows <= BLOCK_ELEMENTS:
-            rows = max(1, BLOCK_ELEMENTS // num_classes)
+            rows = min(max(1, BLOCK_ELEMENTS // num_classes), HELD_ROWS)
             classes = TILE_ELEMENTS // max(min(num_rows, rows), 1)
             held = True
         else:
@@ -245,10 +248,10 @@ class LinearScorer:
                 grad, kept = block.index_select(1, places), places + classes.start
                 slope = None if slope is None else slope.index_select(1, places)
                 if self.product_dtype is not None:
-                    rest = block.index_fill_(1, places, 0.0).mul_((scale * to_probability).unsqueeze(-1))
+                    rest = block.index_fill_(1, places, 0.0)
                     rest = rest if whole_slope is None else rest.mul_(whole_slope)
                     with products(self.product_dtype, rest.device):
-                        self._add_gradients(rest, rows, classes, gradients)
+                        self._add_scaled(rest, scale * to_probability, rows, classes, gradients)
             if held is not None or self.filter_eps is not None:
                 grad.mul_((scale * to_probability).unsqueeze(-1))
             grad[row, column] += upstream.target_logit[row]
@@ -273,15 +276,8 @@ class LinearScorer:
         target, of_target = self.target[rows], upstream.target_logit.unsqueeze(-1)
         hidden = self.scaled_hidden(rows)
         for classes, (exponentials, maximum) in zip(self.class_blocks(), held, strict=True):
-            scale = (upstream.log_partition * (maximum - log_partition).exp()).unsqueeze(-1)
-            if gradients.hidden is not None:
-                found = torch.mm(exponentials, self.class_rows(classes))
-                gradients.hidden[rows].addcmul_(found, scale, value=1 / self.temperature)
-            if gradients.weight is not None:
-                gradients.weight[classes].addmm_(exponentials.t(), hidden * scale)
-            if gradients.bias is not None:
-                found = (exponentials.t() @ scale).squeeze(-1)
-                gradients.bias[classes].add_(found, alpha=1 / self.temperature)
+            scale = upstream.log_partition * (maximum - log_partition).exp()
+            self._add_scaled(exponentials, scale, rows, classes, gradients)
         if gradients.hidden is not None:
             class_rows = self.weight[target].to(self.dtype)
             gradients.hidden[rows].addcmul_(class_rows, of_target, value=1 / self.temperature)
@@ -289,6 +285,17 @@ class LinearScorer:
             gradients.weight.index_add_(0, target, hidden * of_target)
         if gradients.bias is not None:
             gradients.bias.index_add_(0, target, upstream.target_logit, alpha=1 / self.temperature)
+
+    def _add_scaled(self, block: Tensor, scale: Tensor, rows: slice, classes: slice, gradients: Gradients) -> None:
+        """Carry on the gradient of the logits of `rows` and `classes` that is a block (R, C) times `scale` (R,)."""
+        scale = scale.unsqueeze(-1)
+        if gradients.hidden is not None:
+            found = torch.mm(block, self.class_rows(classes))
+            gradients.hidden[rows].addcmul_(found, scale, value=1 / self.temperature)
+        if gradients.weight is not None:
+            gradients.weight[classes].addmm_(block.t(), self.scaled_hidden(rows) * scale)
+        if gradients.bias is not None:
+            gradients.bias[classes].add_((block.t() @ scale).squeeze(-1), alpha=1 / self.temperature)
 
     def _kept(self, block: Tensor, to_probability: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
         """Return the columns of a block that are not negligible, and where the targets stand among them."""

@@ -77,8 +77,7 @@ def class_gradients(
     classes, starts, order = implementation("segments", weight)(ids, weight.shape[0])
     grad_weight = grad_bias = None
     if wanted[0]:
-        # N rows of hidden are scaled rather than N x K slopes.
-        table, row, coefficient = _sources(hidden if upstream is None else hidden * upstream, chosen)
+        table, row, coefficient = _sources(hidden, chosen, upstream)
         grad_weight = _gradient(weight, classes, table, (row[order], starts, coefficient[order]), sparse)
     if wanted[1] and bias is not None:
         slopes = torch.cat([_summed(*one, upstream) for one in chosen]).unsqueeze(-1)
@@ -86,25 +85,31 @@ def class_gradients(
     return grad_weight, grad_bias
 
 
-def _sources(hidden: Tensor, chosen: list[ChosenSet]) -> tuple[Tensor, Tensor, Tensor]:
+def _sources(hidden: Tensor, chosen: list[ChosenSet], upstream: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """A table of rows and, for each occurrence of a class, which of them it gets and how much of it.
 
     An id of a row's own set gets that row of `hidden`, times the slope of its logit. A shared id gets a row of
     slope^T hidden, which one matrix product makes.
     """
     num_rows = hidden.shape[0]
-    tables, rows, coefficients = [hidden], [], []
+    length = num_rows + sum(len(ids) for ids, _ in chosen if ids.ndim == 1)
+    table = hidden.new_empty(length, hidden.shape[1])
+    # N rows of hidden are scaled rather than N x K slopes.
+    scaled = (
+        table[:num_rows].copy_(hidden) if upstream is None else torch.mul(hidden, upstream, out=table[:num_rows])
+    )
+    rows, coefficients = [], []
     length = num_rows
     for ids, slope in chosen:
         if ids.ndim == 1:
-            tables.append(slope.t() @ hidden)
+            torch.mm(slope.t(), scaled, out=table[length : length + len(ids)])
             rows.append(torch.arange(length, length + len(ids), device=ids.device))
             coefficients.append(slope.new_ones(len(ids)))
             length += len(ids)
         else:
             rows.append(torch.arange(num_rows, device=ids.device).repeat_interleave(ids.shape[1]))
             coefficients.append(slope.reshape(-1))
-    return torch.cat(tables), torch.cat(rows), torch.cat(coefficients)
+    return table, torch.cat(rows), torch.cat(coefficients)
 
 
 def _summed(ids: Tensor, slope: Tensor, upstream: Tensor | None) -> Tensor:

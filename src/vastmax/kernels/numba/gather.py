@@ -10,7 +10,7 @@ from torch import Tensor
 from vastmax.kernels.numba.compiling import inlined, kernel
 from vastmax.kernels.numba.threads import in_parts
 
-PART_ELEMENTS = 1 << 16
+PART_ELEMENTS = 1 << 18
 """Elements whose work is worth a thread of its own."""
 
 
