@@ -15,7 +15,19 @@ Example:
 
 from importlib.metadata import version
 
-from vastmax import calibration, contrastive, density, functional, heads, metrics, optim, samplers, scoring, trees
+from vastmax import (
+    calibration,
+    contrastive,
+    density,
+    functional,
+    heads,
+    kernels,
+    metrics,
+    optim,
+    samplers,
+    scoring,
+    trees,
+)
 
 __version__ = version("vastmax")
 __all__ = [
@@ -24,6 +36,7 @@ __all__ = [
     "density",
     "functional",
     "heads",
+    "kernels",
     "metrics",
     "optim",
     "samplers",

@@ -17,17 +17,16 @@ def every_choice(num_classes, clusters):
     return itertools.chain.from_iterable(itertools.combinations(range(1, num_classes), n) for n in clusters)
 
 
-def formula(cutoffs, shares, dim, rows, div, floor, logit, update):
+def formula(cutoffs, shares, dim, rows, div, floor, update):
     """The cost of a step, product by product; `shares` of the tails."""
     edges = [*cutoffs, len(COUNTS)]
     head = dim * (edges[0] + len(cutoffs))
-    total = max(floor, rows * (head + logit * (edges[0] + len(cutoffs)))) + update * head
+    total = max(floor, rows * head) + update * head
     for i, share in enumerate(shares):
         width = int(dim / div ** (i + 1))
         parameters = width * dim + width * (edges[i + 1] - edges[i])
         touched = 1 - (1 - share) ** rows
-        row = parameters + logit * (edges[i + 1] - edges[i])
-        total += max(touched * floor, rows * share * row) + touched * update * parameters
+        total += max(touched * floor, rows * share * parameters) + touched * update * parameters
     return total
 
 
@@ -40,34 +39,28 @@ COUNTS = [6, 2, 1, 1]
 )
 @pytest.mark.parametrize("floor", [0.0, 100.0, 1e6])
 def test_cost_is_the_formula(cutoffs, shares, floor):
-    options = {"batch_size": 10, "div_value": 2.0, "product_floor": floor, "logit_cost": 7.0, "update_cost": 3.0}
-    expected = formula(cutoffs, shares, 8, 10, 2.0, floor, 7.0, 3.0)
+    options = {"batch_size": 10, "div_value": 2.0, "product_floor": floor, "update_cost": 3.0}
+    expected = formula(cutoffs, shares, 8, 10, 2.0, floor, 3.0)
     assert adaptive_cost(cutoffs, COUNTS, 8, **options) == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("slack", [0.0, 0.3])
 @pytest.mark.parametrize("num_clusters", [None, 1, 2, 3])
 @pytest.mark.parametrize("seed", range(6))
-def test_the_largest_shortlist_of_those_that_cost_little_more_than_the_least(seed, num_clusters, slack):
+def test_no_choice_of_cutoffs_costs_less(seed, num_clusters):
     g = torch.Generator().manual_seed(seed)
     num_classes = 9
     counts = torch.rand(num_classes, generator=g, dtype=torch.float64).pow(3).sort(descending=True).values
     model = {
         "batch_size": int(torch.randint(1, 30, (), generator=g)),
         "product_floor": 200.0 * seed,
-        "logit_cost": 3.0 * seed,
         "update_cost": float(seed % 3),
-        "div_value": 2.0,
     }
-    found = adaptive_cutoffs(counts, 64, num_clusters=num_clusters, min_width=1, slack=slack, **model)
+    found = adaptive_cutoffs(counts, 64, num_clusters=num_clusters, div_value=2.0, min_width=1, **model)
     clusters = range(6) if num_clusters is None else [num_clusters]
-    costs = {c: adaptive_cost(c, counts, 64, **model) for c in every_choice(num_classes, clusters)}
-    cheap = {c: cost for c, cost in costs.items() if cost <= (1 + slack) * min(costs.values()) * (1 + 1e-12)}
-    shortlist = max([*c, num_classes][0] for c in cheap)
-    best = min(cost for c, cost in cheap.items() if [*c, num_classes][0] == shortlist)
-    assert [*found, num_classes][0] == shortlist
-    assert adaptive_cost(found, counts, 64, **model) == pytest.approx(best, rel=1e-12)
-    assert max(costs.values()) > 1.2 * min(costs.values())
+    costs = [adaptive_cost(c, counts, 64, div_value=1.0, **model) for c in every_choice(num_classes, clusters)]
+    assert len(found) in clusters
+    assert adaptive_cost(found, counts, 64, div_value=1.0, **model) == pytest.approx(min(costs), rel=1e-12)
+    assert max(costs) > 1.2 * min(costs)
 
 
 @pytest.mark.parametrize(
@@ -77,21 +70,13 @@ def test_the_largest_shortlist_of_those_that_cost_little_more_than_the_least(see
 def test_cheaper_than_customary_cutoffs(num_classes, fixed):
     counts = zipf(num_classes)
     found = adaptive_cutoffs(counts, 1024, num_clusters=len(fixed))
-    assert adaptive_cost(found, counts, 1024) < adaptive_cost(fixed, counts, 1024)
-
-
-def test_a_million_classes():
-    """A few thousand of them in the shortlist, and a 30th of the plain cost."""
-    counts = zipf(1_000_000)
-    found = adaptive_cutoffs(counts, 256)
-    assert 2000 < found[0] < 8000
-    assert 30 * adaptive_cost(found, counts, 256) < adaptive_cost([], counts, 256)
+    assert adaptive_cost(found, counts, 1024, div_value=1.0) < adaptive_cost(fixed, counts, 1024, div_value=1.0)
 
 
 def test_the_grid_is_fine_enough():
     counts = zipf(3000)
-    everywhere, grid = (adaptive_cutoffs(counts, 64, num_positions=number, slack=0.0) for number in (3000, 256))
-    cost = [adaptive_cost(cutoffs, counts, 64) for cutoffs in (everywhere, grid)]
+    everywhere, grid = (adaptive_cutoffs(counts, 64, num_positions=number) for number in (3000, 256))
+    cost = [adaptive_cost(cutoffs, counts, 64, div_value=1.0) for cutoffs in (everywhere, grid)]
     assert everywhere != grid
     assert cost[0] <= cost[1] < 1.01 * cost[0]
 
@@ -104,7 +89,7 @@ def test_few_classes_stay_whole():
 
 def test_rare_classes_go_to_the_tail():
     counts = torch.cat([torch.full((10,), 1e6), torch.ones(100_000)])
-    assert adaptive_cutoffs(counts, 64, num_clusters=1, product_floor=0.0, slack=0.0) == [10]
+    assert adaptive_cutoffs(counts, 64, num_clusters=1, product_floor=0.0) == [10]
 
 
 def test_widths_limit_the_number_of_tails():
@@ -134,8 +119,6 @@ def test_a_tail_that_takes_every_row():
         ({"in_features": 0}, ValueError, "in_features: expected an integer of at least 1, got 0"),
         ({"batch_size": 0}, ValueError, "batch_size: expected an integer of at least 1, got 0"),
         ({"div_value": 0.5}, ValueError, "div_value: expected a finite number of at least 1, got 0.5"),
-        ({"logit_cost": -1.0}, ValueError, "logit_cost: expected a finite number of at least 0, got -1"),
-        ({"slack": -0.1}, ValueError, "slack: expected a finite number of at least 0, got -0.1"),
         ({"update_cost": -1.0}, ValueError, "update_cost: expected a finite number of at least 0, got -1"),
         ({"num_positions": 0}, ValueError, "num_positions"),
         ({"min_width": 0}, ValueError, "min_width: expected an integer of at least 1, got 0"),

@@ -37,3 +37,22 @@ def test_a_change_of_an_inlined_function_is_seen(tmp_path):
     changed = elementary.read_text().replace("    return found\n", "    return found + x.dtype.type(7)\n")
     elementary.write_text(changed)
     assert run(tmp_path) == ("[7.0, 7.0]", True)
+
+
+WITHOUT_A_FOLDER = """
+from numba.core import caching
+
+def refuse(self):
+    raise OSError("read-only")
+
+for name in ("InTreeCacheLocator", "UserWideCacheLocator", "IPythonCacheLocator"):
+    getattr(caching, name).ensure_cache_path = refuse
+"""
+
+
+def test_kernels_run_where_no_folder_can_be_written_to():
+    environment = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_A_FOLDER + CALL], env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "[0.0, 0.0]"), done.stderr

@@ -597,7 +597,16 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     options = ["--heads=exact", "--epochs=100000", "--hidden=4", "--seeds=1", f"--out={folder}"]
     command = [sys.executable, "-m", "vastmax", "compare", "classify", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, env=environment) as process:
+    with subprocess.Popen(
+        command,
+        stdout=-1,
+        stderr=-1,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # ignored where the tests run in background
+    ) as process:
         deadline = time.monotonic() + 120
         while not (folder / "exact").exists():
             assert process.poll() is None
@@ -606,9 +615,10 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert error == (
-        f"vastmax: interrupted; what is done is kept, and the same command with --resume --out '{folder}' goes on\n"
-    )
+    said = [line for line in error.splitlines() if not line.startswith("compiled ")]  # on a machine's first run
+    assert said == [
+        f"vastmax: interrupted; what is done is kept, and the same command with --resume --out '{folder}' goes on"
+    ]
     assert (folder / "setting.json").exists()
 
 

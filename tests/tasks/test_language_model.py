@@ -125,7 +125,13 @@ def training_process(text, folder, *more):
     options = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
     command = [sys.executable, "-m", "vastmax", "train", "lm", f"--data={text}", f"--out={folder}", "--epochs=400"]
     with subprocess.Popen(
-        [*command, *options, *more], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [*command, *options, *more],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # ignored where the tests run in background
     ) as process:
         deadline = time.monotonic() + 120
         while not (folder / "last.ckpt").exists():

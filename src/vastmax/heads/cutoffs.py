@@ -19,11 +19,6 @@ MAX_CLUSTERS = 5
 PRODUCT_FLOOR = 5e6
 """Multiply-adds that a product too small to fill the machine costs, launch and bookkeeping included."""
 
-LOGIT_COST = 50.0
-"""Multiply-adds, each done forward and twice backward, in the time that the softmax of one logit takes beside its
-products: measured on a CPU, about 30 with 4 features or 256, 55 with 16, and 155 with 64, whose logits go through
-memory. A tail of width 4 costs more than half of what one of width 16 does."""
-
 UPDATE_COST = 50.0
 """Multiply-adds, each done forward and twice backward, in the time that one parameter's gradient is zeroed and
 written and its optimizer step made: 30 to 60 on a CPU with a fused Adagrad."""
@@ -36,13 +31,12 @@ class StepCost:
     With $p_i$ the share of rows whose class is in tail i, $d_i$ the tail's width, $k_i$ its classes, B rows and
     $t_i = 1 - (1 - p_i)^B$ the probability that a step touches the tail,
 
-    $$\text{tail}_i = \max(t_i c, \; B p_i (d_i (d + k_i) + s k_i)) + t_i u \, d_i (d + k_i), \qquad
-      \text{head} = \max(c, \; B (d + s) (k_h + J)) + u \, d (k_h + J).$$
+    $$\text{tail}_i = \max(t_i c, \; B p_i d_i (d + k_i)) + t_i u \, d_i (d + k_i), \qquad
+      \text{head} = \max(c, \; B d (k_h + J)) + u \, d (k_h + J).$$
 
-    The first terms are products and softmaxes, constant until they fill the machine and linear from there (Grave
-    et al., Section 4); the second are the dense gradient and the optimizer step. What a logit costs beside its
-    product, s, and what a parameter costs beside its products, u, have no part in their model. The first is most
-    of a tail with $d_i < s$, the second most of one that few rows reach, $B p_i < u$.
+    The first terms are the products, constant until they fill the machine and linear from there (Grave et al.,
+    Section 4); the second are the dense gradient and the optimizer step, which have no part in their model but
+    are most of a step where the classes outnumber the rows.
 
     Attributes:
         mass: (V + 1,) share of rows whose class is below c, from 0 to 1.
@@ -50,7 +44,6 @@ class StepCost:
         batch_size: B.
         div_value: the factor by which each tail is narrower than the one before.
         product_floor: c, what the smallest product costs.
-        logit_cost: s, what the softmax of a logit costs.
         update_cost: u, what a parameter's update costs.
     """
 
@@ -59,14 +52,13 @@ class StepCost:
     batch_size: int
     div_value: float
     product_floor: float
-    logit_cost: float
     update_cost: float
 
     def head(self, shortlist: ArrayLike, num_clusters: int) -> NDArray[np.float64]:
         """The cost of the head, for each size of the shortlist."""
-        logits = np.asarray(shortlist, dtype=np.float64) + num_clusters
-        products = np.maximum(self.product_floor, self.batch_size * (self.in_features + self.logit_cost) * logits)
-        return np.asarray(products + self.update_cost * self.in_features * logits)
+        parameters = self.in_features * (np.asarray(shortlist, dtype=np.float64) + num_clusters)
+        products = np.maximum(self.product_floor, self.batch_size * parameters)
+        return np.asarray(products + self.update_cost * parameters)
 
     def tail(self, index: int, start: ArrayLike, stop: ArrayLike) -> NDArray[np.float64]:
         """The cost of tail `index` of the classes from `start` to `stop`."""
@@ -75,8 +67,7 @@ class StepCost:
         with np.errstate(divide="ignore"):  # log1p(-1): a tail that has every row is touched for certain
             touched = -np.expm1(self.batch_size * np.log1p(-share))
         parameters = tail_width(self.in_features, self.div_value, index) * (self.in_features + stop - start)
-        row = parameters + self.logit_cost * (stop - start)
-        products = np.maximum(touched * self.product_floor, self.batch_size * share * row)
+        products = np.maximum(touched * self.product_floor, self.batch_size * share * parameters)
         return np.asarray(products + touched * self.update_cost * parameters)
 
     def total(self, cutoffs: Sequence[int]) -> float:
@@ -85,29 +76,24 @@ class StepCost:
         tails = (self.tail(i, edges[i], edges[i + 1]) for i in range(len(cutoffs)))
         return float(self.head(edges[0], len(cutoffs)) + sum(tails))
 
-    def best(self, num_clusters: int, positions: NDArray[np.int64]) -> list[tuple[float, list[int]]]:
-        """The least cost with this many tails, that start at some of `positions`, and their cutoffs.
-
-        One pair for each size of the shortlist that so many tails can follow.
-        """
+    def best(self, num_clusters: int, positions: NDArray[np.int64]) -> tuple[float, list[int]]:
+        """The least cost with this many tails, of one width, that start at some of `positions`; their cutoffs."""
         ends = np.append(positions, len(self.mass) - 1)
         start, stop = ends[:, None], ends[None, :]
-        # rest[a]: the least cost of the tails from the i-th on that hold all classes from ends[a].
+        cost = np.where(start < stop, self.tail(0, start, np.maximum(start, stop)), np.inf)
+        # rest[a]: the least cost of so many tails, the first of which starts at ends[a], that hold all from there.
         rest = np.where(ends == ends[-1], 0.0, np.inf)
         choices = []
-        for i in reversed(range(num_clusters)):
-            cost = np.where(start < stop, self.tail(i, start, np.maximum(start, stop)), np.inf) + rest
-            choices.append(cost.argmin(1))
-            rest = cost.min(1)
+        for _ in range(num_clusters):
+            choices.append((cost + rest).argmin(1))
+            rest = (cost + rest).min(1)
         total = self.head(ends, num_clusters) + rest
-        found = []
-        for shortlist in np.isfinite(total).nonzero()[0].tolist():
-            cutoffs, place = [], shortlist
-            for choice in reversed(choices):
-                cutoffs.append(int(ends[place]))
-                place = choice[place]
-            found.append((float(total[shortlist]), cutoffs))
-        return found
+        place = int(total.argmin())
+        least, cutoffs = float(total[place]), []
+        for choice in reversed(choices):
+            cutoffs.append(int(ends[place]))
+            place = int(choice[place])
+        return least, cutoffs
 
 
 def adaptive_cutoffs(
@@ -119,16 +105,14 @@ def adaptive_cutoffs(
     num_clusters: int | None = None,
     min_width: int = 4,
     product_floor: float = PRODUCT_FLOOR,
-    logit_cost: float = LOGIT_COST,
     update_cost: float = UPDATE_COST,
-    slack: float = 0.1,
     num_positions: int = 256,
 ) -> list[int]:
-    r"""Return the cutoffs of an adaptive softmax whose training step costs about the least.
+    r"""Return the cutoffs of an adaptive softmax whose training step would cost least were all tails as wide as d.
 
-    The model is that of `adaptive_cost`. Its minimum is flat, and narrow tails are cheap because they are less
-    accurate: of all cuts that cost at most `slack` more than the least, the one with the largest shortlist is
-    taken, and of several, the cheapest.
+    The model is that of `adaptive_cost` with `div_value=1`. As in the paper, the cut is chosen apart from the
+    widths: narrow tails are cheap because they are less accurate, and a choice that counted that as a gain would
+    leave next to nothing in the shortlist.
 
     Dynamic programming over a grid of positions finds the minimum in O(positions^2 x clusters); with as many
     positions as classes, the minimum over all cutoffs.
@@ -138,13 +122,11 @@ def adaptive_cutoffs(
             head has them.
         in_features: d.
         batch_size: rows of a step.
-        div_value: the factor by which each tail is narrower than the one before.
+        div_value: the factor by which each tail is narrower than the one before: it limits their number.
         num_clusters: tails wanted; from none to five, whichever costs least, if omitted.
         min_width: the width that the last tail is to have at least.
         product_floor: the cost of a product too small to fill the machine, in multiply-adds.
-        logit_cost: the cost of the softmax of one logit, in multiply-adds.
         update_cost: the cost of one parameter's gradient and optimizer step, in multiply-adds.
-        slack: what a larger shortlist may cost, as a share of the least cost.
         num_positions: size of the grid, spaced evenly in the logarithm.
 
     Returns:
@@ -160,10 +142,10 @@ def adaptive_cutoffs(
     Example:
         >>> zipf = 1 / torch.arange(1, 100_001)
         >>> adaptive_cutoffs(zipf, 256, num_clusters=2)
-        [1620, 18283]
+        [3000, 31447]
     """
-    cost = _step_cost(counts, in_features, batch_size, div_value, product_floor, logit_cost, update_cost)
-    check_finite_number("slack", slack, at_least=0.0)
+    check_finite_number("div_value", div_value, at_least=1.0)
+    cost = _step_cost(counts, in_features, batch_size, 1.0, product_floor, update_cost)
     num_classes = len(cost.mass) - 1
     possible = min(num_classes - 1, _num_widths(in_features, div_value, check_positive_int("min_width", min_width)))
     if num_clusters is not None and check_positive_int("num_clusters", num_clusters) > possible:
@@ -173,9 +155,7 @@ def adaptive_cutoffs(
         )
     choices = range(min(possible, MAX_CLUSTERS) + 1) if num_clusters is None else [num_clusters]
     positions = _log_spaced(num_classes, max(check_positive_int("num_positions", num_positions), *choices))
-    found = [cut for number in choices for cut in cost.best(number, positions)]
-    most = (1 + slack) * min(found)[0]
-    return max((cut for cut in found if cut[0] <= most), key=lambda cut: (cut[1][:1] or [num_classes], -cut[0]))[1]
+    return min((cost.best(number, positions) for number in choices), key=lambda found: found[0])[1]
 
 
 def adaptive_cost(
@@ -186,7 +166,6 @@ def adaptive_cost(
     batch_size: int = 1024,
     div_value: float = 4.0,
     product_floor: float = PRODUCT_FLOOR,
-    logit_cost: float = LOGIT_COST,
     update_cost: float = UPDATE_COST,
 ) -> float:
     r"""Return the modelled cost of a training step of an adaptive softmax with these cutoffs.
@@ -201,17 +180,16 @@ def adaptive_cost(
         batch_size: rows of a step.
         div_value: the factor by which each tail is narrower than the one before.
         product_floor: the cost of a product too small to fill the machine.
-        logit_cost: the cost of the softmax of one logit.
         update_cost: the cost of one parameter's gradient and optimizer step.
 
     Raises:
         TypeError, ValueError: an argument that is not as above.
 
     Example:
-        >>> adaptive_cost([], torch.ones(1000), 10, batch_size=1000, logit_cost=0.0, update_cost=0.0)
+        >>> adaptive_cost([], torch.ones(1000), 10, batch_size=1000, update_cost=0.0)
         10000000.0
     """
-    cost = _step_cost(counts, in_features, batch_size, div_value, product_floor, logit_cost, update_cost)
+    cost = _step_cost(counts, in_features, batch_size, div_value, product_floor, update_cost)
     return cost.total(check_cutoffs(cutoffs, len(cost.mass) - 1, in_features, div_value))
 
 
@@ -252,7 +230,6 @@ def _step_cost(
     batch_size: int,
     div_value: float,
     product_floor: float,
-    logit_cost: float,
     update_cost: float,
 ) -> StepCost:
     frequency = check_counts("counts", counts).cpu()
@@ -263,7 +240,6 @@ def _step_cost(
         batch_size=check_positive_int("batch_size", batch_size),
         div_value=check_finite_number("div_value", div_value, at_least=1.0),
         product_floor=check_finite_number("product_floor", product_floor, at_least=0.0),
-        logit_cost=check_finite_number("logit_cost", logit_cost, at_least=0.0),
         update_cost=check_finite_number("update_cost", update_cost, at_least=0.0),
     )
 

@@ -28,9 +28,8 @@ inlined = numba.njit(fastmath=FAST, error_model="numpy", forceinline=True)
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a function of arrays on first use for each combination of dtypes, and log how long that took."""
-    compiled = numba.njit(function, fastmath=FAST, error_model="numpy", nogil=True, cache=True)
-    # Numba looks for changes in the kernel's own file alone, and would go on with what it once inlined.
-    compiled._cache._cache_file._source_stamp = SOURCES
+    compiled = numba.njit(function, fastmath=FAST, error_model="numpy", nogil=True)
+    kept = _keep_on_disk(compiled)
     shown = 0
 
     def call(*arguments: Any) -> Any:
@@ -42,7 +41,19 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
             shown = misses
             seconds = time.perf_counter() - start
             if seconds > SHOWN_SECONDS:
-                log.warning("compiled %s in %.1f s, kept for the next process", function.__name__, seconds)
+                until = "kept for the next process" if kept else "for this process alone: see NUMBA_CACHE_DIR"
+                log.warning("compiled %s in %.1f s, %s", function.__name__, seconds, until)
         return result
 
     return call
+
+
+def _keep_on_disk(compiled: Any) -> bool:
+    """Have what is compiled kept for the next process; return False where no folder can be written to."""
+    try:
+        compiled.enable_caching()
+    except RuntimeError:  # a package installed read-only, used by who has no home
+        return False
+    # Numba looks for changes in the kernel's own file alone, and would go on with what it once inlined.
+    compiled._cache._cache_file._source_stamp = SOURCES
+    return True
