@@ -198,12 +198,15 @@ def test_non_contiguous_input(case):
     torch.testing.assert_close(*gradients(ours, [strided]), *gradients(theirs, [hidden]))
 
 
-def test_double_backward_is_refused(case):
+@pytest.mark.parametrize("squared", [False, True])
+def test_double_backward_is_refused(case, squared):
     head = case.make()
     hidden, target, _ = batch()
-    (grad,) = torch.autograd.grad(call(case, head, hidden, target) ** 2, hidden, create_graph=True)
+    # The gradient of the loss itself comes in as a constant, and must not pass for one on the way out.
+    loss = call(case, head, hidden, target)
+    (grad,) = torch.autograd.grad(loss**2 if squared else loss, hidden, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
+        grad.square().sum().backward()
 
 
 def test_draws_are_reproducible(case):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vastmax.functional import linear_cross_entropy
+from vastmax.scoring import products as products_module
 from vastmax.scoring.products import products
 
 CPU = torch.device("cpu")
@@ -48,6 +49,18 @@ def test_the_switch_is_set_back_by_the_last_to_leave():
     assert precision() == before
     with products(None, CPU):
         assert precision() == before
+
+
+def test_the_switch_stays_where_the_processor_cannot_be_asked(monkeypatch):
+    def fail():
+        raise RuntimeError("a build without mkldnn")
+
+    before = precision()
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", fail)
+    monkeypatch.setattr(products_module._rounded, "_told", False)
+    with pytest.raises(RuntimeError, match="without mkldnn"), products(torch.bfloat16, CPU):
+        pass
+    assert precision() == before
 
 
 @has_products

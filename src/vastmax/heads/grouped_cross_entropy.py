@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from vastmax.compilation import uncompiled
+from vastmax.differentiation import once_differentiable
 from vastmax.heads.clusters import Clusters
 from vastmax.scoring.blocks import LinearScorer, RowStatistics
 

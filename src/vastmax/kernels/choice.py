@@ -90,13 +90,14 @@ def _loaded(name: str) -> ModuleType | None:
     if name not in _modules:
         try:
             _modules[name] = importlib.import_module(f"vastmax.kernels.{name}")
-        except ModuleNotFoundError as error:
-            if error.name is None or error.name.partition(".")[0] != name:
+        except ImportError as error:  # not installed, or it refuses what else is: another NumPy
+            if error.name is not None and error.name.partition(".")[0] not in (name, "numpy", "llvmlite"):
                 raise
             _modules[name] = None
             log.warning(
-                "%s is not installed: torch's operators take over, slower (pip install 'vastmax[%s]')",
+                "%s cannot be imported (%s): torch's operators take over, slower (pip install 'vastmax[%s]')",
                 name,
+                error,
                 EXTRAS[name],
             )
     return _modules[name]

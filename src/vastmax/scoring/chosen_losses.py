@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from vastmax.compilation import uncompiled
+from vastmax.differentiation import once_differentiable
 from vastmax.kernels import implementation
 from vastmax.scoring.class_gradients import (
     ChosenSet,

@@ -176,7 +176,9 @@ def linear_cross_entropy(
         log_z, target_logit, weighted_sum = statistics
         # A row of no weight counts for nothing, though its target's log-probability were -inf.
         log_p = (target_logit - log_z).masked_fill(idle[rows], 0.0)
-        loss = (1 - label_smoothing) * focal(log_p, focal_gamma) + z_loss * log_z.square()
+        loss = (1 - label_smoothing) * focal(log_p, focal_gamma)
+        if z_loss > 0:  # for the square may be infinite
+            loss = loss + z_loss * log_z.square()
         loss = target_weight[rows] * loss
         if label_smoothing > 0:
             loss = loss + label_smoothing * (mean_weight * log_z - weighted_sum / num_classes)

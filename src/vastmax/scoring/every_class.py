@@ -7,10 +7,10 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from vastmax.compilation import uncompiled
+from vastmax.differentiation import once_differentiable
 from vastmax.kernels import has_kernel, implementation
 from vastmax.scoring.blocks import Gradients, LinearScorer, RowStatistics
 from vastmax.scoring.links import Link, SoftCap

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from vastmax.compilation import uncompiled
+from vastmax.differentiation import once_differentiable
 from vastmax.scoring import blocks
 from vastmax.scoring.every_class import check_linear
 

@@ -30,13 +30,14 @@ class _RoundedProducts:
 
     def __enter__(self) -> None:
         with self._lock:
+            # First, for whoever fails to enter does not leave, and would never set the switch back.
+            if not self._told and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+                log.warning("this processor has no bfloat16 products: they are computed in float32")
+                self._told = True
             if self._within == 0:
                 self._before = _switch.fp32_precision
                 _switch.fp32_precision = "bf16"
             self._within += 1
-            if not self._told and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-                log.warning("this processor has no bfloat16 products: they are computed in float32")
-                self._told = True
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
