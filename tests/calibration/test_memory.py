@@ -24,7 +24,6 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("scaling", [TemperatureScaling(), VectorScaling(200)], ids=lambda s: type(s).__name__)
 def test_the_largest_tensor_is_a_block(scaling, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", 4000)
-    monkeypatch.setattr(blocks, "CUT_ELEMENTS", 4000)
     generator = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(n, 4, generator=generator) for n in (300, 200))
     target = (hidden @ weight.T / 2).softmax(-1).multinomial(1, generator=generator).squeeze(-1)

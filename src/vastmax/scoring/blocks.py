@@ -132,8 +132,9 @@ class LinearScorer:
         else:
             # The converted class rows of a block, too, stay within the size of a block of logits.
             width = max(min(num_rows, TALL_ROWS), min_rows, self.weight.shape[1] if converted else 1, 1)
-            classes = CUT_ELEMENTS // width
-            rows = max(1, CUT_ELEMENTS // max(min(classes, num_classes), 1))
+            elements = min(CUT_ELEMENTS, BLOCK_ELEMENTS)
+            classes = elements // width
+            rows = max(1, elements // max(min(classes, num_classes), 1))
             held = False
         return BlockShape(min(num_rows, rows), min(max(classes, 1), num_classes), held and self.link is None)
 
