@@ -31,7 +31,7 @@ def test_numba_takes_what_it_has_kernels_for(name):
         assert implementation("gather_dot", CPU.bfloat16()) is reference.gather_dot
         assert implementation("gather_dot", CPU, CPU.half()) is reference.gather_dot
         assert implementation("gather_dot", CPU.to("meta")) is reference.gather_dot
-        assert implementation("log_partition", CPU) is reference.log_partition
+        assert implementation("split_partition", CPU) is reference.split_partition
 
 
 @pytest.mark.parametrize("name", ["torch", "triton"])

@@ -12,6 +12,7 @@ from vastmax.compilation import uncompiled
 from vastmax.differentiation import once_differentiable
 from vastmax.heads.clusters import Clusters
 from vastmax.scoring.blocks import LinearScorer, RowStatistics
+from vastmax.scoring.partition import SplitPartition
 
 
 @uncompiled
@@ -50,23 +51,21 @@ class _GroupedCrossEntropy(torch.autograd.Function):
         sparse: bool,
     ) -> Tensor:
         dtype = torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
-        log_partition = hidden.new_zeros(len(target), dtype=dtype)
-        loss = torch.zeros_like(log_partition)
+        found = hidden.new_zeros(3, len(target), dtype=dtype)
         with torch.autocast(hidden.device.type, enabled=False):
             for _, rows, scorer in _scorers(hidden, weight, bias, target, clusters):
                 buffer = scorer.buffer()
                 for block in scorer.row_blocks():
-                    statistics, _ = scorer.statistics(block, buffer)
-                    log_partition[rows[block]] = statistics.log_partition
-                    loss[rows[block]] = statistics.log_partition - statistics.target_logit
-        ctx.save_for_backward(hidden, weight, bias, target, log_partition)
+                    partition, _, _ = scorer.statistics(block, buffer)
+                    found[:, rows[block]] = torch.stack(partition)
+        ctx.save_for_backward(hidden, weight, bias, target, found)
         ctx.clusters, ctx.sparse = clusters, sparse
-        return loss
+        return -SplitPartition(*found).log_prob
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, target, log_partition = ctx.saved_tensors
+        hidden, weight, bias, target, found = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:3]
         classes = _classes(target, ctx.clusters) if ctx.sparse else None
         grad_hidden = torch.zeros_like(hidden) if wanted[0] else None
@@ -82,9 +81,10 @@ class _GroupedCrossEntropy(torch.autograd.Function):
                 )
                 buffer = scorer.buffer()
                 for block in scorer.row_blocks():
-                    flow = upstream[rows[block]]
-                    flows = RowStatistics(log_partition=flow, target_logit=-flow, mean_logit=torch.zeros_like(flow))
-                    scorer.backward(block, buffer, log_partition[rows[block]], flows, gradients)
+                    partition = SplitPartition(*found[:, rows[block]])
+                    none = torch.zeros_like(partition.maximum)
+                    flows = RowStatistics(-upstream[rows[block]], none, none, none)
+                    scorer.backward(block, buffer, partition, flows, gradients)
                 if grad_hidden is not None and gradients.hidden is not None:
                     grad_hidden[rows] = gradients.hidden.to(grad_hidden.dtype)
                 if grad_weight is not None and gradients.weight is not None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vastmax.heads.base import Head
 from vastmax.heads.running_topk import topk_in_blocks
-from vastmax.scoring import linear_log_partition, linear_logits
+from vastmax.scoring import linear_cross_entropy, linear_logits
 from vastmax.scoring.top import TopK
 from vastmax.validation import check_finite, check_per_class, check_positive_int
 
@@ -127,9 +127,10 @@ class MixtureOfSoftmaxes(Head):
     def _row_nll(self, hidden: Tensor, target: Tensor) -> Tensor:
         log_share, rows = self.components(hidden)
         target = target.unsqueeze(-1).expand(log_share.shape)
-        log_z, logit = linear_log_partition(rows, self.weight, target, linear_bias=self.bias)
-        assert logit is not None
-        return -(log_share + logit - log_z).logsumexp(-1)
+        nll = linear_cross_entropy(
+            rows, self.weight, target, linear_bias=self.bias, reduction="none", ignore_index=None
+        )
+        return _mixed_nll(log_share, nll)
 
     def log_prob(self, hidden: Tensor) -> Tensor:
         """Return the exact log-probability of every class: (..., V), in nats, one component after the other."""
@@ -185,6 +186,18 @@ class MixtureOfSoftmaxes(Head):
         """Describe the head as `nn.Linear` does."""
         mixtures = f"num_mixtures={self.num_mixtures}, class_features={self.class_features}"
         return f"{super().extra_repr()}, {mixtures}, bias={self.bias is not None}"
+
+
+def _mixed_nll(log_share: Tensor, nll: Tensor) -> Tensor:
+    r"""Return $-\log \sum_m \pi_m e^{-\ell_m}$ of shares that sum to one.
+
+    Of a probable class it is $-\log (1 - \sum_m \pi_m (1 - e^{-\ell_m}))$: the sum of the probabilities is 1 to
+    rounding there, and its logarithm lost.
+    """
+    rest = -(log_share.exp() * torch.expm1(-nll)).sum(-1)
+    probable = rest < 0.5
+    near = -torch.log1p(-rest.masked_fill(~probable, 0.0))
+    return torch.where(probable, near, -(log_share - nll).logsumexp(-1))
 
 
 def _log_add(a: Tensor, b: Tensor) -> Tensor:

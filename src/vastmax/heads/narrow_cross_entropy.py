@@ -10,6 +10,7 @@ from torch import Tensor
 from vastmax.compilation import uncompiled
 from vastmax.differentiation import once_differentiable
 from vastmax.kernels import implementation
+from vastmax.scoring.partition import SplitPartition, total
 
 NARROW = 16
 """Features up to which logits are sooner made again, from classes in the cache, than read from memory."""
@@ -40,20 +41,21 @@ class _NarrowCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, label: Tensor) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
-            log_partition = implementation("narrow_log_partition", hidden, weight)(hidden, weight)
-            target_logit = (hidden * weight[label].to(hidden.dtype)).sum(-1)
-        ctx.save_for_backward(hidden, weight, label, log_partition)
-        loss: Tensor = log_partition - target_logit
-        return loss
+            label_logit, sums = implementation("narrow_partition", hidden, weight)(hidden, weight, label)
+        partition = SplitPartition.of(label_logit, total(sums))
+        ctx.save_for_backward(hidden, weight, label, *partition)
+        return -partition.log_prob
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, None]:
-        hidden, weight, label, log_partition = ctx.saved_tensors
+        hidden, weight, label, *split = ctx.saved_tensors
+        partition = SplitPartition(*split)
+        of_others, of_label = upstream * (-partition.log_mass).exp(), upstream * torch.expm1(partition.log_prob)
         with torch.autocast(hidden.device.type, enabled=False):
-            gradients = implementation("narrow_log_partition_gradients", hidden, weight)
-            grad_hidden, grad_weight = gradients(hidden, weight, log_partition, upstream)
-            upstream = upstream.unsqueeze(-1)
-            grad_hidden -= upstream * weight[label].to(hidden.dtype)
-            grad_weight.index_add_(0, label, upstream * hidden, alpha=-1)
+            gradients = implementation("narrow_partition_gradients", hidden, weight)
+            grad_hidden, grad_weight = gradients(hidden, weight, label, partition.maximum, of_others)
+            of_label = of_label.unsqueeze(-1)
+            grad_hidden += of_label * weight[label].to(hidden.dtype)
+            grad_weight.index_add_(0, label, of_label * hidden)
         return grad_hidden, grad_weight.to(weight.dtype), None

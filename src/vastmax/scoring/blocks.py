@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from vastmax.kernels import implementation
+from vastmax.kernels.reference import BlockSums
 from vastmax.scoring.links import Link
+from vastmax.scoring.partition import SplitPartition, merged
 from vastmax.scoring.products import products
 
 BLOCK_ELEMENTS = 1 << 25
@@ -43,15 +45,43 @@ TALL_ROWS = 4096
 
 
 class RowStatistics(NamedTuple):
-    """What a loss needs to know of a row's logits; each (N,), in nats."""
+    r"""What a loss needs to know of a row's logits; each (N,), in nats.
 
-    log_partition: Tensor
+    Attributes:
+        log_prob: of the target, $\log p_y = s_y - \log Z$.
+        target_logit: $s_y$.
+        log_partition: $\log Z$.
+        weighted_log_prob: $\sum_c v_c \log p_c$ with the scorer's class weights v; 0 without.
+    """
+
+    log_prob: Tensor
     target_logit: Tensor
-    mean_logit: Tensor
+    log_partition: Tensor
+    weighted_log_prob: Tensor
+
+    @classmethod
+    def of(cls, partition: SplitPartition, weighted_log_prob: Tensor) -> RowStatistics:
+        """Put together what a scorer found."""
+        return cls(partition.log_prob, partition.target_logit, partition.log_partition, weighted_log_prob)
+
+    def slopes(self, log_prob: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Return what these gradients of the statistics make of each logit, but for the class weights.
+
+        That is $u p_c$ at other classes than the target, $u = g_Z - g_y$, and at the target $u p_y + g_y + g_s$, as
+        $g_Z p_y + g_y (1 - p_y) + g_s$ with the digits of $1 - p_y$ that a p near 1 has lost.
+
+        Args:
+            log_prob: (N,) of the target, $\log p_y$.
+
+        Returns:
+            u and the target's, each (N,).
+        """
+        of_target = self.log_partition * log_prob.exp() - self.log_prob * torch.expm1(log_prob)
+        return self.log_partition - self.log_prob, of_target + self.target_logit
 
 
 class HeldTile(NamedTuple):
-    """Exponentials (R, C) of the logits of a block less their rows' maximum (R,) in it."""
+    """Exponentials (R, C) of the logits of a block less their rows' maximum (R,) in it; 0 at the targets."""
 
     exponentials: Tensor
     maximum: Tensor
@@ -83,7 +113,7 @@ class LinearScorer:
         weight: (V, d) class rows.
         bias: (V,) or None.
         target: (N,) class ids.
-        class_weight: (V,) the weights of the mean logit $\sum_c v_c s_{rc}$, or None if it is not wanted.
+        class_weight: (V,) the weights v of $\sum_c v_c \log p_{rc}$, or None if that is not wanted.
         temperature: T.
         link: f, from scores to logits; the identity if None.
         offset: (V,) what is added to the logits after the link, without a gradient of its own; None for nothing.
@@ -186,62 +216,80 @@ class LinearScorer:
             torch.addmm(bias, hidden, class_rows.t(), out=out)
         return out
 
-    def statistics(self, rows: slice, buffer: Tensor) -> tuple[RowStatistics, list[HeldTile] | None]:
-        """Return the statistics of `rows`, and their exponentials where those of all classes are held."""
+    def statistics(self, rows: slice, buffer: Tensor) -> tuple[SplitPartition, Tensor, list[HeldTile] | None]:
+        """Return what the statistics of `rows` are made of, with the exponentials where all classes' are held.
+
+        Beside the partition these are the weighted log-probabilities (R,), 0 where no class weights are given.
+        """
         target = self.target[rows]
-        log_partition = torch.full(target.shape, -torch.inf, dtype=self.dtype, device=target.device)
-        target_logit = torch.zeros_like(log_partition)
-        mean_logit = torch.zeros_like(log_partition)
+        target_logit = torch.zeros(target.shape, dtype=self.dtype, device=target.device)
+        least = torch.finfo(self.dtype).min
+        others = BlockSums(torch.full_like(target_logit, least), torch.zeros_like(target_logit))
+        weighted, level = torch.zeros_like(target_logit), None
         held: list[HeldTile] | None = [] if self.block_shape().held else None
         for classes in self.class_blocks():
             logits = self.logits(rows, classes, buffer)
+            if self.class_weight is not None:
+                # Less a logit of the row, lest large numbers are summed that cancel.
+                level = logits.amax(-1, keepdim=True).clamp_(min=least) if level is None else level
+                weighted += (logits - level) @ self.class_weight[classes].to(self.dtype)
             row, column = _targets_inside(target, classes)
             target_logit[row] = logits[row, column]
-            if self.class_weight is not None:
-                mean_logit += logits @ self.class_weight[classes].to(self.dtype)
+            logits[row, column] = -torch.inf
             if held is None:
-                maximum, mass = implementation("row_sums", logits)(logits)
+                sums = implementation("row_sums", logits)(logits)
             else:
-                maximum, mass = implementation("exponentials_", logits)(logits)
-                held.append(HeldTile(logits, maximum))
-            log_partition = torch.logaddexp(log_partition, maximum + mass.log())
-        return RowStatistics(log_partition, target_logit, mean_logit), held
+                sums = implementation("exponentials_", logits)(logits)
+                held.append(HeldTile(logits, sums.maximum))
+            others = merged(others, sums)
+        partition = SplitPartition.of(target_logit, others)
+        if self.class_weight is not None and level is not None:
+            below = (level.squeeze(-1) - partition.maximum) - partition.log_mass
+            weighted += below * self.class_weight.to(self.dtype).sum()
+        return partition, weighted, held
 
     def backward(
         self,
         rows: slice,
         buffer: Tensor,
-        log_partition: Tensor,
+        partition: SplitPartition,
         upstream: RowStatistics,
         gradients: Gradients,
         held: list[HeldTile] | None = None,
     ) -> None:
         """Add to `gradients` what flows back from the statistics of `rows`.
 
-        The gradient with respect to the logits is
-        upstream.log_partition * softmax + upstream.target_logit * onehot + upstream.mean_logit * class_weight.
+        The gradient with respect to the logits is upstream.log_prob * (onehot - softmax)
+        + upstream.target_logit * onehot + upstream.log_partition * softmax
+        + upstream.weighted_log_prob * (class_weight - class_weight.sum() * softmax).
         """
+        if self.class_weight is not None:
+            of_partition = -upstream.weighted_log_prob * self.class_weight.to(self.dtype).sum()
+            upstream = upstream._replace(log_partition=upstream.log_partition + of_partition)
+        of_softmax, of_target = upstream.slopes(partition.log_prob)
         if held is not None and self.filter_eps is None and self.class_weight is None:
-            self._add_held(held, rows, log_partition, upstream, gradients)
+            self._add_held(held, rows, partition, of_softmax, of_target, gradients)
             return
-        ones = torch.ones_like(log_partition)
         for index, classes in enumerate(self.class_blocks()):
             slope = None
-            scale = upstream.log_partition
+            row, column = _targets_inside(self.target[rows], classes)
             if held is not None:
                 grad, maximum = held[index]
-                to_probability = (maximum - log_partition).exp()
+                to_probability = partition.probability(maximum)
             else:
-                grad, to_probability = self.scores(rows, classes, buffer), ones
+                grad = self.scores(rows, classes, buffer)
+                to_probability = torch.ones_like(of_softmax)
                 if self.link is not None:
                     slope = self.link.slope(grad)
                 self.to_logits(grad, classes)
                 if gradients.class_weight is not None:
-                    gradients.class_weight[classes].addmv_(grad.t(), upstream.mean_logit)
+                    log_p = (grad - partition.maximum.unsqueeze(-1)).sub_(partition.log_mass.unsqueeze(-1))
+                    gradients.class_weight[classes] += log_p.t() @ upstream.weighted_log_prob
+                grad[row, column] = -torch.inf
                 # Probabilities where they are to be filtered, and else the gradient at once.
-                inside = ones if self.filter_eps is not None else scale
-                implementation("softmax_gradient_", grad)(grad, log_partition, inside)
-            row, column = _targets_inside(self.target[rows], classes)
+                inside = to_probability if self.filter_eps is not None else of_softmax
+                inside = inside * (-partition.log_mass).exp()
+                implementation("softmax_gradient_", grad)(grad, partition.maximum, inside)
             kept: slice | Tensor = classes
             if self.filter_eps is not None:
                 places, column = self._kept(grad, to_probability, column)
@@ -252,12 +300,12 @@ class LinearScorer:
                     rest = block.index_fill_(1, places, 0.0)
                     rest = rest if whole_slope is None else rest.mul_(whole_slope)
                     with products(self.product_dtype, rest.device):
-                        self._add_scaled(rest, scale * to_probability, rows, classes, gradients)
+                        self._add_scaled(rest, of_softmax * to_probability, rows, classes, gradients)
             if held is not None or self.filter_eps is not None:
-                grad.mul_((scale * to_probability).unsqueeze(-1))
-            grad[row, column] += upstream.target_logit[row]
+                grad.mul_((of_softmax * to_probability).unsqueeze(-1))
+            grad[row, column] = of_target[row]
             if self.class_weight is not None:
-                grad.addr_(upstream.mean_logit, self.class_weight[kept].to(self.dtype))
+                grad.addr_(upstream.weighted_log_prob, self.class_weight[kept].to(self.dtype))
             if slope is not None:
                 grad.mul_(slope)
             self._add_gradients(grad, rows, kept, gradients)
@@ -266,26 +314,26 @@ class LinearScorer:
         self,
         held: list[HeldTile],
         rows: slice,
-        log_partition: Tensor,
-        upstream: RowStatistics,
+        partition: SplitPartition,
+        of_softmax: Tensor,
+        of_target: Tensor,
         gradients: Gradients,
     ) -> None:
         """Carry the gradient of the logits of `rows` on where nothing but the softmax and the targets is in it.
 
         The factors of the products are scaled and the targets added apart, rather than in R x V logits.
         """
-        target, of_target = self.target[rows], upstream.target_logit.unsqueeze(-1)
-        hidden = self.scaled_hidden(rows)
+        target, hidden = self.target[rows], self.scaled_hidden(rows)
         for classes, (exponentials, maximum) in zip(self.class_blocks(), held, strict=True):
-            scale = upstream.log_partition * (maximum - log_partition).exp()
+            scale = of_softmax * partition.probability(maximum)
             self._add_scaled(exponentials, scale, rows, classes, gradients)
         if gradients.hidden is not None:
             class_rows = self.weight[target].to(self.dtype)
-            gradients.hidden[rows].addcmul_(class_rows, of_target, value=1 / self.temperature)
+            gradients.hidden[rows].addcmul_(class_rows, of_target.unsqueeze(-1), value=1 / self.temperature)
         if gradients.weight is not None:
-            gradients.weight.index_add_(0, target, hidden * of_target)
+            gradients.weight.index_add_(0, target, hidden * of_target.unsqueeze(-1))
         if gradients.bias is not None:
-            gradients.bias.index_add_(0, target, upstream.target_logit, alpha=1 / self.temperature)
+            gradients.bias.index_add_(0, target, of_target, alpha=1 / self.temperature)
 
     def _add_scaled(self, block: Tensor, scale: Tensor, rows: slice, classes: slice, gradients: Gradients) -> None:
         """Carry on the gradient of the logits of `rows` and `classes` that is a block (R, C) times `scale` (R,)."""

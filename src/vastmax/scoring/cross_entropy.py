@@ -170,18 +170,16 @@ def linear_cross_entropy(
         return loss.sum()
 
     idle = row_weight * target_weight == 0
-    mean_weight = 0.0 if smoothed is None else smoothed.to(scorer.dtype).mean()
 
     def row_loss(statistics: RowStatistics, rows: slice) -> Tensor:
-        log_z, target_logit, weighted_sum = statistics
+        log_p, _, log_z, weighted_log_p = statistics
         # A row of no weight counts for nothing, though its target's log-probability were -inf.
-        log_p = (target_logit - log_z).masked_fill(idle[rows], 0.0)
-        loss = (1 - label_smoothing) * focal(log_p, focal_gamma)
+        loss = (1 - label_smoothing) * focal(log_p.masked_fill(idle[rows], 0.0), focal_gamma)
         if z_loss > 0:  # for the square may be infinite
             loss = loss + z_loss * log_z.square()
         loss = target_weight[rows] * loss
         if label_smoothing > 0:
-            loss = loss + label_smoothing * (mean_weight * log_z - weighted_sum / num_classes)
+            loss = loss - label_smoothing / num_classes * weighted_log_p
         return row_weight[rows] * loss
 
     if reduction == "none":

@@ -14,6 +14,7 @@ from vastmax.differentiation import once_differentiable
 from vastmax.kernels import has_kernel, implementation
 from vastmax.scoring.blocks import Gradients, LinearScorer, RowStatistics
 from vastmax.scoring.links import Link, SoftCap
+from vastmax.scoring.partition import SplitPartition
 from vastmax.validation import (
     check_class_rows,
     check_finite,
@@ -43,53 +44,63 @@ class _Statistics(torch.autograd.Function):
         class_weight: Tensor | None,
         scorer: LinearScorer,
     ) -> tuple[Tensor, ...]:
+        found = hidden.new_empty(4, len(hidden), dtype=scorer.dtype)
         with scorer.arithmetic():
             buffer = scorer.buffer()
-            blocks = [scorer.statistics(rows, buffer)[0] for rows in scorer.row_blocks()]
-        if blocks:
-            statistics = RowStatistics(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
-        else:
-            statistics = RowStatistics(*(hidden.new_zeros(0, dtype=scorer.dtype) for _ in range(3)))
+            for rows in scorer.row_blocks():
+                partition, weighted, _ = scorer.statistics(rows, buffer)
+                found[:, rows] = torch.stack([*partition, weighted])
+        partition = SplitPartition(*found[:3])
         ctx.options = scorer.options()
-        ctx.save_for_backward(*scorer.tensors(), statistics.log_partition)
-        return tuple(statistics)
+        ctx.save_for_backward(*scorer.tensors(), *partition)
+        return tuple(RowStatistics.of(partition, found[3]))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        *tensors, log_partition = ctx.saved_tensors
+        *tensors, maximum, log_mass, target_logit = ctx.saved_tensors
         scorer = LinearScorer(*tensors, *ctx.options)
+        partition = SplitPartition(maximum, log_mass, target_logit)
         gradients = scorer.empty_gradients(ctx.needs_input_grad[:4])
         with scorer.arithmetic():
             buffer = scorer.buffer()
             for rows in scorer.row_blocks():
+                row_partition = SplitPartition(*(x[rows] for x in partition))
                 row_upstream = RowStatistics(*(grad[rows] for grad in upstream))
-                scorer.backward(rows, buffer, log_partition[rows], row_upstream, gradients)
+                scorer.backward(rows, buffer, row_partition, row_upstream, gradients)
         return *_as_their_tensors(gradients, scorer.differentiable()), None
 
 
 class _TiledStatistics(torch.autograd.Function):
-    """Log-partition and target logit by a kernel that scores tile by tile, and again on the way back."""
+    """The target's log-probability and log Z by a kernel that scores tile by tile, and again on the way back."""
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, scorer: LinearScorer
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         ctx.options = {"softcap": scorer.link.softcap if isinstance(scorer.link, SoftCap) else None}
-        log_partition_of = implementation("log_partition", hidden, weight, bias)
-        found: tuple[Tensor, Tensor] = log_partition_of(hidden, weight, bias, scorer.target, **ctx.options)
+        sums_of = implementation("split_partition", hidden, weight, bias)
+        partition = SplitPartition.of(*sums_of(hidden, weight, bias, scorer.target, **ctx.options))
         ctx.options["filter_eps"] = scorer.filter_eps
-        ctx.save_for_backward(hidden, weight, bias, scorer.target, found[0])
-        return found
+        ctx.save_for_backward(hidden, weight, bias, scorer.target, *partition)
+        return partition.log_prob, partition.target_logit, partition.log_partition
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, target, log_partition = ctx.saved_tensors
-        backward = implementation("log_partition_backward", hidden, weight, bias)
-        inputs = (hidden, weight, bias)
-        gradients = backward(
-            *inputs, target, log_partition, *upstream, wanted=ctx.needs_input_grad[:3], **ctx.options
+    def backward(
+        ctx: Any, log_prob: Tensor, target_logit: Tensor, log_partition: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, target, *split = ctx.saved_tensors
+        partition, inputs = SplitPartition(*split), (hidden, weight, bias)
+        upstream = RowStatistics(log_prob, target_logit, log_partition, torch.zeros_like(log_prob))
+        gradients = implementation("split_partition_backward", *inputs)(
+            *inputs,
+            target,
+            partition.maximum,
+            partition.log_mass,
+            *upstream.slopes(partition.log_prob),
+            wanted=ctx.needs_input_grad[:3],
+            **ctx.options,
         )
         return *_as_their_tensors(gradients, inputs), None
 
@@ -99,7 +110,9 @@ def _in_tiles(scorer: LinearScorer) -> bool:
     plain = scorer.temperature == 1.0 and scorer.offset is None and scorer.class_weight is None
     plain = plain and (scorer.link is None or isinstance(scorer.link, SoftCap)) and scorer.block_size is None
     return (
-        plain and len(scorer.hidden) > 0 and has_kernel("log_partition", scorer.hidden, scorer.weight, scorer.bias)
+        plain
+        and len(scorer.hidden) > 0
+        and has_kernel("split_partition", scorer.hidden, scorer.weight, scorer.bias)
     )
 
 
@@ -144,10 +157,10 @@ class _SummedLoss(torch.autograd.Function):
         with scorer.arithmetic():
             buffer = scorer.buffer()
             for rows in scorer.row_blocks():
-                statistics, held = scorer.statistics(rows, buffer)
-                loss, upstream = _gradient(row_loss, statistics, rows)
+                partition, weighted, held = scorer.statistics(rows, buffer)
+                loss, upstream = _gradient(row_loss, RowStatistics.of(partition, weighted), rows)
                 total += loss
-                scorer.backward(rows, buffer, statistics.log_partition, upstream, gradients, held)
+                scorer.backward(rows, buffer, partition, upstream, gradients, held)
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (hidden, weight, bias)]
         ctx.save_for_backward(*gradients[:3])
         return total
@@ -173,8 +186,8 @@ def row_statistics(scorer: LinearScorer) -> RowStatistics:
     """Return the statistics of every row, differentiable with respect to all that a scorer holds."""
     hidden, weight, bias, _ = scorer.differentiable()
     if _in_tiles(scorer):
-        log_partition, target_logit = _TiledStatistics.apply(hidden, weight, bias, scorer)  # type: ignore[no-untyped-call]
-        return RowStatistics(log_partition, target_logit, torch.zeros_like(log_partition))
+        log_prob, logit, log_z = _TiledStatistics.apply(hidden, weight, bias, scorer)  # type: ignore[no-untyped-call]
+        return RowStatistics(log_prob, logit, log_z, torch.zeros_like(log_prob))
     return RowStatistics(*_Statistics.apply(*scorer.differentiable(), scorer))  # type: ignore[no-untyped-call]
 
 
@@ -286,8 +299,9 @@ def linear_log_partition(
         block_size: classes scored at a time; chosen from the shapes if omitted.
 
     Returns:
-        `LogPartition(log_partition, target_logit)`, each (...), in nats: `log_partition - target_logit` is the
-        exact negative log-likelihood.
+        `LogPartition(log_partition, target_logit)`, each (...), in nats. Their difference is the negative
+        log-likelihood, to a rounding of the numbers themselves: beside large logits take `linear_cross_entropy`
+        with `reduction="none"`, which does not subtract them.
 
     Raises:
         TypeError: a tensor of the wrong dtype.

@@ -71,7 +71,7 @@ def linear_soft_cross_entropy(
         mass = target.sum(-1, keepdim=True)
         weight = class_weight * ((1 - label_smoothing) * target + label_smoothing / logits.shape[-1] * mass)
         # A class of no weight counts for nothing, though its log-probability were -inf.
-        log_p = (logits - log_z.unsqueeze(-1)).masked_fill(weight == 0, 0.0)
+        log_p = logits.log_softmax(-1).masked_fill(weight == 0, 0.0)
         return (weight * focal(log_p, focal_gamma)).sum(-1) + z_loss * (target * class_weight).sum(
             -1
         ) * log_z.square()

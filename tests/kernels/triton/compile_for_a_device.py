@@ -55,8 +55,9 @@ triton.logistic_logits_(offset, offset[0], 0.5)
 triton.softmax_logits_(number, offset, number, offset[0], ids[0], ids[:, 0].contiguous(), 0.5)
 
 half, target = hidden.bfloat16(), ids[:, 0]
-triton.log_partition(half, weight, bias, target, softcap=3.0)
-triton.log_partition_backward(half, weight, bias, target, number, number, number, softcap=3.0, filter_eps=1e-4)
+triton.split_partition(half, weight, bias, target, softcap=3.0)
+per_row = target, number, number, number, number
+triton.split_partition_backward(half, weight, bias, *per_row, softcap=3.0, filter_eps=1e-4)
 
 runs, uniform = (ids.view(-1), starts, offset.view(-1)), torch.rand(64, 96)
 state, by_row, steps = torch.rand(200, 96), torch.rand(200, 1), torch.arange(200)

@@ -7,7 +7,7 @@ from vastmax.kernels.numba.chosen_losses import logistic_logits_, logistic_rows,
 from vastmax.kernels.numba.entmax import entmax
 from vastmax.kernels.numba.entmax_gradient import entmax_conjugate, entmax_gradient, tsallis_entropy_slope
 from vastmax.kernels.numba.gather import gather_dot, gather_sum
-from vastmax.kernels.numba.narrow_softmax import narrow_log_partition, narrow_log_partition_gradients
+from vastmax.kernels.numba.narrow_softmax import narrow_partition, narrow_partition_gradients
 from vastmax.kernels.numba.row_updates import adagrad_rows, adamw_rows, sgd_rows
 from vastmax.kernels.numba.segments import segments
 from vastmax.kernels.numba.softmax_block import column_maxima, exponentials_, row_sums, softmax_gradient_
@@ -30,8 +30,8 @@ __all__ = [
     "gather_sum",
     "logistic_logits_",
     "logistic_rows",
-    "narrow_log_partition",
-    "narrow_log_partition_gradients",
+    "narrow_partition",
+    "narrow_partition_gradients",
     "row_sums",
     "segments",
     "sgd_rows",

@@ -10,12 +10,14 @@ import math
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from vastmax.kernels.numba.compiling import inlined, kernel
 from vastmax.kernels.numba.elementary import exponential
 from vastmax.kernels.numba.gather import array
 from vastmax.kernels.numba.threads import in_parts
+from vastmax.kernels.reference import BlockSums
 
 BLOCK = 256
 """Classes of a block: with 16 features, 16 KB of class rows and as many of their gradient."""
@@ -24,27 +26,40 @@ CHUNKS = 16
 """Parts of the classes whose gradients of hidden are summed apart: so many on any number of threads."""
 
 
-def narrow_log_partition(hidden: Tensor, weight: Tensor) -> Tensor:
-    """See `reference.narrow_log_partition`."""
+def narrow_partition(hidden: Tensor, weight: Tensor, label: Tensor) -> tuple[Tensor, BlockSums]:
+    """See `reference.narrow_partition`."""
     blocks = math.ceil(len(weight) / BLOCK)
-    log_mass = hidden.new_empty(blocks, len(hidden))
-    in_parts(_log_masses, blocks, array(hidden), array(weight), array(log_mass))
-    return log_mass.logsumexp(0)
+    label_logit = hidden.new_zeros(len(hidden))
+    sums = BlockSums(*hidden.new_empty(2, blocks, len(hidden)))
+    least = hidden.new_tensor(torch.finfo(hidden.dtype).min).numpy()[()]
+    arrays = [array(tensor) for tensor in (hidden, weight, label, label_logit, *sums)]
+    in_parts(_masses, blocks, *arrays, least)
+    return label_logit, sums
 
 
-def narrow_log_partition_gradients(
-    hidden: Tensor, weight: Tensor, log_partition: Tensor, upstream: Tensor
+def narrow_partition_gradients(
+    hidden: Tensor, weight: Tensor, label: Tensor, maximum: Tensor, grad_others: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """See `reference.narrow_log_partition_gradients`."""
+    """See `reference.narrow_partition_gradients`."""
     grad_hidden = hidden.new_zeros(CHUNKS, *hidden.shape)
     grad_weight = hidden.new_empty(weight.shape)
-    arrays = [array(tensor) for tensor in (hidden, weight, log_partition, upstream, grad_hidden, grad_weight)]
+    arrays = [array(tensor) for tensor in (hidden, weight, label, maximum, grad_others, grad_hidden, grad_weight)]
     in_parts(_gradients, CHUNKS, *arrays)
     return grad_hidden.sum(0), grad_weight
 
 
 @kernel
-def _log_masses(hidden: Any, weight: Any, log_mass: Any, start: int, stop: int) -> None:
+def _masses(
+    hidden: Any,
+    weight: Any,
+    label: Any,
+    label_logit: Any,
+    maximum: Any,
+    mass: Any,
+    least: Any,
+    start: int,
+    stop: int,
+) -> None:
     turned = np.zeros((hidden.shape[1], BLOCK), hidden.dtype)
     logits, scratch = np.empty(BLOCK, hidden.dtype), np.empty(BLOCK, hidden.dtype)
     zero = hidden.dtype.type(0)
@@ -53,21 +68,26 @@ def _log_masses(hidden: Any, weight: Any, log_mass: Any, start: int, stop: int) 
         for row in range(len(hidden)):
             _score(hidden[row], turned, logits)
             logits[count:] = -np.inf
-            shift = _largest(logits, scratch)
+            column = label[row] - BLOCK * block
+            if 0 <= column < count:
+                label_logit[row] = logits[column]
+                logits[column] = -np.inf
+            shift = max(_largest(logits, scratch), least)
             total = zero
             for i in range(BLOCK):  # not in one loop with the sum, which would be of one number at a time
                 scratch[i] = exponential(logits[i] - shift)
             for i in range(BLOCK):
                 total += scratch[i]
-            log_mass[block, row] = shift + math.log(total)
+            maximum[block, row], mass[block, row] = shift, total
 
 
 @kernel
 def _gradients(
     hidden: Any,
     weight: Any,
-    log_partition: Any,
-    upstream: Any,
+    label: Any,
+    maximum: Any,
+    grad_others: Any,
     grad_hidden: Any,
     grad_weight: Any,
     start: int,
@@ -90,7 +110,10 @@ def _gradients(
                     s = slope[k]
                     _score(hidden[row], turned, s)
                     for i in range(BLOCK):
-                        s[i] = upstream[row] * exponential(s[i] - log_partition[row])
+                        s[i] = grad_others[row] * exponential(s[i] - maximum[row])
+                    column = label[row] - BLOCK * block
+                    if 0 <= column < count:
+                        s[column] = 0
                     _add_products(s[:count], turned, grad_hidden[chunk, row])
                 if four == 4:
                     h0, h1, h2, h3 = hidden[first], hidden[first + 1], hidden[first + 2], hidden[first + 3]

@@ -3,15 +3,22 @@
 from vastmax.kernels.reference.alias import alias_draw, alias_table
 from vastmax.kernels.reference.chosen_losses import logistic_logits_, logistic_rows, softmax_logits_, softmax_rows
 from vastmax.kernels.reference.entmax import entmax, entmax_conjugate, entmax_gradient
-from vastmax.kernels.reference.every_class import log_partition, log_partition_backward
+from vastmax.kernels.reference.every_class import split_partition, split_partition_backward
 from vastmax.kernels.reference.gather import gather_dot, gather_sum
-from vastmax.kernels.reference.narrow_softmax import narrow_log_partition, narrow_log_partition_gradients
+from vastmax.kernels.reference.narrow_softmax import narrow_partition, narrow_partition_gradients
 from vastmax.kernels.reference.row_updates import adagrad_rows, adamw_rows, sgd_rows
 from vastmax.kernels.reference.segments import segments
-from vastmax.kernels.reference.softmax_block import column_maxima, exponentials_, row_sums, softmax_gradient_
+from vastmax.kernels.reference.softmax_block import (
+    BlockSums,
+    column_maxima,
+    exponentials_,
+    row_sums,
+    softmax_gradient_,
+)
 from vastmax.kernels.reference.tsallis import log_alpha, tsallis_entropy, tsallis_entropy_slope
 
 __all__ = [
+    "BlockSums",
     "adagrad_rows",
     "adamw_rows",
     "alias_draw",
@@ -24,18 +31,18 @@ __all__ = [
     "gather_dot",
     "gather_sum",
     "log_alpha",
-    "log_partition",
-    "log_partition_backward",
     "logistic_logits_",
     "logistic_rows",
-    "narrow_log_partition",
-    "narrow_log_partition_gradients",
+    "narrow_partition",
+    "narrow_partition_gradients",
     "row_sums",
     "segments",
     "sgd_rows",
     "softmax_gradient_",
     "softmax_logits_",
     "softmax_rows",
+    "split_partition",
+    "split_partition_backward",
     "tsallis_entropy",
     "tsallis_entropy_slope",
 ]

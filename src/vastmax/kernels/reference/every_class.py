@@ -1,17 +1,20 @@
-"""Every class: the log-partition of each row and its target's logit, and what flows back from them."""
+"""Every class: what each row's log-partition is made of, and what flows back from it."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from vastmax.kernels.reference.softmax_block import BlockSums, row_sums
 
-def log_partition(
+
+def split_partition(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *, softcap: float | None = None
-) -> tuple[Tensor, Tensor]:
-    r"""Return the log-partition of each row and the logit of its target.
+) -> tuple[Tensor, BlockSums]:
+    r"""Return the logit of each row's target, and the maximum and mass of the other classes' logits.
 
-    $$\log Z_r = \log \sum_{c=1}^{V} e^{s_{rc}}, \qquad s_{rc} = a \tanh((h_r \cdot w_c + b_c) / a)$$
+    $$s_{r t_r}, \qquad m_r = \max_{c \ne t_r} s_{rc}, \quad M_r = \sum_{c \ne t_r} e^{s_{rc} - m_r},
+      \qquad s_{rc} = a \tanh((h_r \cdot w_c + b_c) / a)$$
 
     Without a soft cap the logits are the scores themselves. A class of bias -inf is masked in either case.
 
@@ -23,39 +26,43 @@ def log_partition(
         softcap: a, or None.
 
     Returns:
-        $\log Z$ and $s_{r t_r}$, each (N,), in at least float32.
+        (N,) target logits, and sums (N,) of the others; in at least float32.
     """
     logits = _logits(hidden, weight, bias, softcap)
-    return logits.logsumexp(-1), logits.gather(-1, target.unsqueeze(-1)).squeeze(-1)
+    column = target.unsqueeze(-1)
+    return logits.gather(-1, column).squeeze(-1), row_sums(logits.scatter(-1, column, -torch.inf))
 
 
-def log_partition_backward(
+def split_partition_backward(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
-    log_partition: Tensor,
-    grad_log_partition: Tensor,
-    grad_target_logit: Tensor,
+    maximum: Tensor,
+    log_mass: Tensor,
+    grad_others: Tensor,
+    grad_target: Tensor,
     *,
     wanted: tuple[bool, bool, bool] = (True, True, True),
     softcap: float | None = None,
     filter_eps: float | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    r"""Return the gradients of hidden, weight and bias, given those of what `log_partition` returns.
+    r"""Return the gradients of hidden, weight and bias, given what a loss makes of the logits.
 
-    $$\frac{\partial \ell}{\partial s_{rc}} = u_r\, e^{s_{rc} - \log Z_r} + v_r\, [c = t_r]$$
+    $$\frac{\partial \ell}{\partial s_{rc}} = u_r\, e^{(s_{rc} - m_r) - \mu_r} \quad (c \ne t_r), \qquad
+      \frac{\partial \ell}{\partial s_{r t_r}} = v_r$$
 
     Args:
         hidden: (N, d).
         weight: (V, d), V at least 1.
         bias: (V,) or None.
         target: (N,) int64.
-        log_partition: (N,), as `log_partition` returned it.
-        grad_log_partition: (N,) u.
-        grad_target_logit: (N,) v.
+        maximum: (N,) m, of all classes.
+        log_mass: (N,) $\mu = \log Z - m$.
+        grad_others: (N,) u.
+        grad_target: (N,) v.
         wanted: which of the three gradients are wanted; None takes the place of one that is not, or has no tensor.
-        softcap: as `log_partition` was given it.
+        softcap: as `split_partition` was given it.
         filter_eps: a tile of rows and classes may be left out if all of its probabilities are below this and none
             of its classes is the target of one of its rows. Here a tile is one logit.
 
@@ -64,11 +71,10 @@ def log_partition_backward(
     """
     logits = _logits(hidden, weight, bias, softcap)
     is_target = torch.arange(weight.shape[0], device=target.device) == target.unsqueeze(-1)
-    probability = (logits - log_partition.unsqueeze(-1)).exp()
+    probability = ((logits - maximum.unsqueeze(-1)) - log_mass.unsqueeze(-1)).exp()
     if filter_eps is not None:
-        probability = probability.masked_fill((probability < filter_eps) & ~is_target, 0.0)
-    grad = grad_log_partition.unsqueeze(-1) * probability
-    grad += torch.where(is_target, grad_target_logit.unsqueeze(-1), 0.0)
+        probability = probability.masked_fill(probability < filter_eps, 0.0)
+    grad = torch.where(is_target, grad_target.unsqueeze(-1), grad_others.unsqueeze(-1) * probability)
     if softcap is not None:
         grad *= torch.where(logits.isneginf(), 0.0, 1 - (logits / softcap).square())
     wants_hidden, wants_weight, wants_bias = wanted

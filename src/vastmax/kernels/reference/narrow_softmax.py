@@ -2,50 +2,76 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
+
+from vastmax.kernels.reference.softmax_block import BlockSums, row_sums
 
 BLOCK_ELEMENTS = 1 << 20
 """Logits alive at a time: 4 MB in float32 stay in the cache."""
 
 
-def narrow_log_partition(hidden: Tensor, weight: Tensor) -> Tensor:
-    r"""Return $\log Z_r = \log \sum_c e^{h_r \cdot w_c}$ of each row.
+def narrow_partition(hidden: Tensor, weight: Tensor, label: Tensor) -> tuple[Tensor, BlockSums]:
+    r"""Return the logit of each row's label, and what the logits of the other classes sum to, block by block.
+
+    $$s_{r y_r}, \qquad m_{rb} = \max_{c \in b, c \ne y_r} s_{rc}, \quad
+      M_{rb} = \sum_{c \in b, c \ne y_r} e^{s_{rc} - m_{rb}}, \qquad s_{rc} = h_r \cdot w_c$$
 
     Args:
         hidden: (N, d) in the dtype of the arithmetic.
         weight: (K, d), K at least 1, perhaps of lower precision.
+        label: (N,) int64.
 
     Returns:
-        (N,) in the dtype of `hidden`.
+        (N,), and sums (B, N) of B blocks, as many as the implementation likes; in the dtype of `hidden`.
     """
-    masses = [(hidden @ class_rows.t()).logsumexp(-1) for class_rows in _blocks(hidden, weight)]
-    return torch.stack(masses).logsumexp(0)
+    label_logit, sums = hidden.new_zeros(len(hidden)), []
+    for first, class_rows in _blocks(hidden, weight):
+        logits = hidden @ class_rows.t()
+        row, column = _labels_inside(logits, label - first)
+        label_logit[row] = logits[row, column]
+        logits[row, column] = -torch.inf
+        sums.append(row_sums(logits))
+    return label_logit, BlockSums(*(torch.stack(parts) for parts in zip(*sums, strict=True)))
 
 
-def narrow_log_partition_gradients(
-    hidden: Tensor, weight: Tensor, log_partition: Tensor, upstream: Tensor
+def narrow_partition_gradients(
+    hidden: Tensor, weight: Tensor, label: Tensor, maximum: Tensor, grad_others: Tensor
 ) -> tuple[Tensor, Tensor]:
-    r"""Return the gradients of $\sum_r u_r \log Z_r$ with respect to hidden and weight.
+    r"""Return what flows back to hidden and weight from the logits of other classes than the rows' labels.
 
-    $$\sum_c g_{rc} w_c, \quad \sum_r g_{rc} h_r, \qquad g_{rc} = u_r e^{h_r \cdot w_c - \log Z_r}$$
+    $$\sum_c g_{rc} w_c, \quad \sum_r g_{rc} h_r, \qquad g_{rc} = [c \ne y_r]\, u_r e^{h_r \cdot w_c - m_r}$$
 
     Args:
         hidden: (N, d) in the dtype of the arithmetic.
         weight: (K, d), K at least 1, perhaps of lower precision.
-        log_partition: (N,) as `narrow_log_partition` returns it.
-        upstream: (N,) u.
+        label: (N,) int64.
+        maximum: (N,) m, at least the row's largest logit.
+        grad_others: (N,) u.
 
     Returns:
         (N, d) and (K, d), in the dtype of `hidden`.
     """
     grad_hidden, grad_weight = torch.zeros_like(hidden), []
-    for class_rows in _blocks(hidden, weight):
-        slope = (hidden @ class_rows.t()).sub_(log_partition.unsqueeze(-1)).exp_().mul_(upstream.unsqueeze(-1))
+    for first, class_rows in _blocks(hidden, weight):
+        logits = hidden @ class_rows.t()
+        logits[_labels_inside(logits, label - first)] = -torch.inf
+        slope = logits.sub_(maximum.unsqueeze(-1)).exp_().mul_(grad_others.unsqueeze(-1))
         grad_hidden.addmm_(slope, class_rows)
         grad_weight.append(slope.t() @ hidden)
     return grad_hidden, torch.cat(grad_weight)
 
 
-def _blocks(hidden: Tensor, weight: Tensor) -> list[Tensor]:
-    return [rows.to(hidden.dtype) for rows in weight.split(max(1, BLOCK_ELEMENTS // max(len(hidden), 1)))]
+def _blocks(hidden: Tensor, weight: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """The first class of each block, and its class rows."""
+    size = max(1, BLOCK_ELEMENTS // max(len(hidden), 1))
+    for first in range(0, len(weight), size):
+        yield first, weight[first : first + size].to(hidden.dtype)
+
+
+def _labels_inside(logits: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows whose label is among the classes of a block, and its column."""
+    row = ((column >= 0) & (column < logits.shape[1])).nonzero().squeeze(-1)
+    return row, column[row]

@@ -30,7 +30,7 @@ def exponentials_(logits: Tensor) -> BlockSums:
 
 def row_sums(logits: Tensor) -> BlockSums:
     """Return maxima and sums of exponentials as `exponentials_` does, and leave the logits (R, C) as they are."""
-    maximum = logits.amax(-1).clamp_(min=torch.finfo(logits.dtype).min)
+    maximum = logits.amax(-1).clamp(min=torch.finfo(logits.dtype).min)
     return BlockSums(maximum, (logits - maximum.unsqueeze(-1)).exp_().sum(-1))
 
 

@@ -4,7 +4,7 @@ import torch
 
 from vastmax.kernels.triton.chosen_losses import logistic_rows, softmax_rows
 from vastmax.kernels.triton.entmax import entmax
-from vastmax.kernels.triton.every_class import log_partition, log_partition_backward
+from vastmax.kernels.triton.every_class import split_partition, split_partition_backward
 from vastmax.kernels.triton.gather import gather_dot, gather_sum
 from vastmax.kernels.triton.losses_of_logits import logistic_logits_, softmax_logits_
 from vastmax.kernels.triton.row_updates import adagrad_rows, adamw_rows, sgd_rows
@@ -19,11 +19,11 @@ __all__ = [
     "entmax",
     "gather_dot",
     "gather_sum",
-    "log_partition",
-    "log_partition_backward",
     "logistic_logits_",
     "logistic_rows",
     "sgd_rows",
     "softmax_logits_",
     "softmax_rows",
+    "split_partition",
+    "split_partition_backward",
 ]

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vastmax.kernels.reference import BlockSums
 from vastmax.kernels.triton.compiling import cdiv, launch, next_power_of_2, pointer, triton_dtype
-from vastmax.kernels.triton.every_class_tiles import coefficient_tile, log_partition_tile, product_tile
+from vastmax.kernels.triton.every_class_tiles import coefficient_tile, product_tile, split_partition_tile
 
 PROGRAMS = 1024
 """Programs that fill a device: eight for each multiprocessor of a large one. One number, as sums depend on it."""
@@ -74,25 +75,26 @@ class Tiles:
         }
 
 
-def log_partition(
+def split_partition(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *, softcap: float | None = None
-) -> tuple[Tensor, Tensor]:
-    """See `reference.log_partition`."""
+) -> tuple[Tensor, BlockSums]:
+    """See `reference.split_partition`."""
     (num_rows, size), num_classes = hidden.shape, len(weight)
     tiles = Tiles.of(hidden, weight)
     row_tiles = cdiv(num_rows, tiles.rows)
     classes, splits = _split(num_classes, tiles.classes, row_tiles)
-    partial = hidden.new_empty(splits, num_rows, dtype=torch.float32)
     target_logit = hidden.new_zeros(num_rows, dtype=torch.float32)
+    maxima, masses = hidden.new_empty(2, splits, num_rows, dtype=torch.float32)
     launch(
-        log_partition_tile,
+        split_partition_tile,
         row_tiles * splits,
         hidden,
         weight,
         pointer(bias, weight),
         target.contiguous(),
-        partial,
         target_logit,
+        maxima,
+        masses,
         num_rows,
         num_classes,
         size,
@@ -105,23 +107,25 @@ def log_partition(
         HAS_SOFTCAP=softcap is not None,
         **tiles.scoring(),
     )
-    return (partial[0] if splits == 1 else partial.logsumexp(0)), target_logit
+    maximum = maxima.amax(0)
+    return target_logit, BlockSums(maximum, (masses * (maxima - maximum).exp()).sum(0))
 
 
-def log_partition_backward(
+def split_partition_backward(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
-    log_partition: Tensor,
-    grad_log_partition: Tensor,
-    grad_target_logit: Tensor,
+    maximum: Tensor,
+    log_mass: Tensor,
+    grad_others: Tensor,
+    grad_target: Tensor,
     *,
     wanted: tuple[bool, bool, bool] = (True, True, True),
     softcap: float | None = None,
     filter_eps: float | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """See `reference.log_partition_backward`."""
+    """See `reference.split_partition_backward`."""
     tiles = Tiles.of(hidden, weight)
     grads = [
         # Without rows nothing is written.
@@ -131,7 +135,7 @@ def log_partition_backward(
         for want, tensor in zip(wanted, (hidden, weight, bias), strict=True)
     ]
     grad_hidden, grad_weight, grad_bias = grads
-    per_row = (target, log_partition, grad_log_partition, grad_target_logit)
+    per_row = (target, maximum, log_mass, grad_others, grad_target)
     for rows, classes in _blocks(len(hidden), len(weight), tiles):
         h, w = hidden[rows], weight[classes]
         own_bias = None if bias is None else bias[classes]

@@ -58,13 +58,14 @@ def _logits(
 
 
 @kernel
-def log_partition_tile(
+def split_partition_tile(
     hidden: tl.tensor,
     weight: tl.tensor,
     bias: tl.tensor,
     target: tl.tensor,
-    partial: tl.tensor,
     target_logit: tl.tensor,
+    maximum: tl.tensor,
+    mass: tl.tensor,
     num_rows: tl.tensor,
     num_classes: tl.tensor,
     size: tl.tensor,
@@ -101,11 +102,14 @@ def log_partition_tile(
             weight_row, weight_column, bias_stride, softcap,
             HAS_BIAS, HAS_SOFTCAP, DTYPE, PRECISION, BLOCK_N, BLOCK_V, BLOCK_D,
         )  # fmt: skip
+        is_target = classes[None, :] == t[:, None]
+        of_target += tl.sum(tl.where(is_target, s, 0.0), 1)
+        s = tl.where(is_target, float("-inf"), s)
         risen = tl.maximum(shift, tl.max(s, 1))
         total = total * tl.exp(shift - risen) + tl.sum(tl.exp(s - risen[:, None]), 1)
         shift = risen
-        of_target += tl.sum(tl.where(classes[None, :] == t[:, None], s, 0.0), 1)
-    tl.store(partial + split * num_rows + rows, shift + tl.log(total), mask=rows < num_rows)
+    tl.store(maximum + split * num_rows + rows, shift, mask=rows < num_rows)
+    tl.store(mass + split * num_rows + rows, total, mask=rows < num_rows)
     tl.store(target_logit + rows, of_target, mask=(rows < num_rows) & (t >= first) & (t < end))
 
 
@@ -115,9 +119,10 @@ def coefficient_tile(
     weight: tl.tensor,
     bias: tl.tensor,
     target: tl.tensor,
-    log_partition: tl.tensor,
-    grad_log_partition: tl.tensor,
-    grad_target_logit: tl.tensor,
+    maximum: tl.tensor,
+    log_mass: tl.tensor,
+    grad_others: tl.tensor,
+    grad_target: tl.tensor,
     coefficient: tl.tensor,
     kept: tl.tensor,
     column_sums: tl.tensor,
@@ -152,12 +157,13 @@ def coefficient_tile(
         HAS_BIAS, HAS_SOFTCAP, DTYPE, PRECISION, BLOCK_N, BLOCK_V, BLOCK_D,
     )  # fmt: skip
     inside = rows < num_rows
-    p = tl.exp(s - tl.load(log_partition + rows, mask=inside, other=float("inf")).to(tl.float32)[:, None])
+    shifted = s - tl.load(maximum + rows, mask=inside, other=float("inf")).to(tl.float32)[:, None]
+    p = tl.exp(shifted - tl.load(log_mass + rows, mask=inside, other=0.0).to(tl.float32)[:, None])
     t = tl.load(target + rows, mask=inside, other=-1) - first_class
     is_target = classes[None, :] == t[:, None]
-    u = tl.load(grad_log_partition + rows, mask=inside, other=0.0).to(tl.float32)
-    v = tl.load(grad_target_logit + rows, mask=inside, other=0.0).to(tl.float32)
-    grad = u[:, None] * p + tl.where(is_target, v[:, None], 0.0)
+    u = tl.load(grad_others + rows, mask=inside, other=0.0).to(tl.float32)
+    v = tl.load(grad_target + rows, mask=inside, other=0.0).to(tl.float32)
+    grad = tl.where(is_target, v[:, None], u[:, None] * p)
     if HAS_SOFTCAP:
         slope = 1 - (s / softcap) * (s / softcap)
         grad *= tl.where(s == float("-inf"), 0.0, slope)

@@ -1,0 +1,62 @@
+"""A row's partition in parts, so that no loss is the difference of two large numbers."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vastmax.kernels.reference import BlockSums
+
+
+class SplitPartition(NamedTuple):
+    r"""What a row's log-partition is made of, each (N,), in nats.
+
+    $\log Z$ as one number is no use to a loss: beside a large logit its last digit is worth more than the loss, and
+    beside a target of probability near 1 it keeps nothing of what is left for the other classes.
+
+    Attributes:
+        maximum: m, the largest logit.
+        log_mass: $\log Z - m$, from 0 to log V.
+        target_logit: $s_y$.
+    """
+
+    maximum: Tensor
+    log_mass: Tensor
+    target_logit: Tensor
+
+    @classmethod
+    def of(cls, target_logit: Tensor, others: BlockSums) -> SplitPartition:
+        r"""Join the target's logit and what the other classes sum to, $M = \sum_{c \ne y} e^{s_c - m_o}$.
+
+        $$m = \max(s_y, m_o), \qquad \log Z - m = \log \left(e^{s_y - m} + e^{m_o - m} M\right)$$
+        """
+        maximum = torch.maximum(target_logit, others.maximum)
+        log_mass = torch.logaddexp(target_logit - maximum, (others.maximum - maximum) + others.mass.log())
+        return cls(maximum, log_mass, target_logit)
+
+    @property
+    def log_prob(self) -> Tensor:
+        r"""$\log p_y$, the sum of two numbers up to 0, of which none is large that does not make it so."""
+        return (self.target_logit - self.maximum) - self.log_mass
+
+    @property
+    def log_partition(self) -> Tensor:
+        r"""$\log Z$, for what is a function of its size."""
+        return self.maximum + self.log_mass
+
+    def probability(self, logit: Tensor) -> Tensor:
+        r"""$e^{s - \log Z}$ of one logit (N,) of each row."""
+        return torch.exp((logit - self.maximum) - self.log_mass)
+
+
+def merged(one: BlockSums, other: BlockSums) -> BlockSums:
+    """Return the sums of two sets of a row's classes together."""
+    return total(BlockSums(*(torch.stack(parts) for parts in zip(one, other, strict=True))))
+
+
+def total(sums: BlockSums) -> BlockSums:
+    """Return the sums (N,) of all blocks together, of sums (B, N) of each."""
+    maximum = sums.maximum.amax(0)
+    return BlockSums(maximum, (sums.mass * (sums.maximum - maximum).exp()).sum(0))
