@@ -7,12 +7,17 @@ import torch
 
 from vastmax.functional import linear_cross_entropy
 from vastmax.scoring import products as products_module
-from vastmax.scoring.products import products
+from vastmax.scoring.products import products, rounds_products
 
 CPU = torch.device("cpu")
-has_products = pytest.mark.skipif(
-    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor has no bfloat16 products"
-)
+
+
+def _rounds_within():
+    with products(torch.bfloat16, CPU):
+        return rounds_products()
+
+
+has_products = pytest.mark.skipif(not _rounds_within(), reason="this processor does not round products to bfloat16")
 
 
 def precision():
@@ -51,16 +56,18 @@ def test_the_switch_is_set_back_by_the_last_to_leave():
         assert precision() == before
 
 
-def test_the_switch_stays_where_the_processor_cannot_be_asked(monkeypatch):
-    def fail():
-        raise RuntimeError("a build without mkldnn")
-
-    before = precision()
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", fail)
+@pytest.mark.parametrize("rounds", [True, False])
+def test_where_nothing_is_rounded_it_is_said_once(monkeypatch, caplog, rounds):
+    monkeypatch.setattr(products_module, "rounds_products", lambda: rounds)
     monkeypatch.setattr(products_module._rounded, "_told", False)
-    with pytest.raises(RuntimeError, match="without mkldnn"), products(torch.bfloat16, CPU):
-        pass
-    assert precision() == before
+    for _ in range(2):
+        with products(torch.bfloat16, CPU):
+            pass
+    assert ["computed in float32" in message for message in caplog.messages] == ([] if rounds else [True])
+
+
+def test_products_outside_are_not_rounded():
+    assert not rounds_products()
 
 
 @has_products
