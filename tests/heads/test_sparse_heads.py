@@ -255,3 +255,30 @@ def test_bad_start_of_alpha():
 def test_repr_on_the_meta_device():
     assert "learn_alpha=True" in repr(Entmax(D, V, learn_alpha=True, device="meta"))
     assert "alpha=1.5, learn_alpha=True" in repr(Entmax(D, V, learn_alpha=True))
+
+
+@pytest.mark.parametrize("k", [2, 3, 7])
+def test_equals_at_the_edge_are_the_same_whatever_is_asked(k):
+    """Loss, nll, log_prob, log_partition and topk, of any k, share one choice among equal logits: by id."""
+    head = topk_head(k, num_classes=17)
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.copy_(torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0, -torch.inf] + [0.0, 1.0, -1.0] + [0.0] * 8))
+    chosen = sorted(range(17), key=lambda c: (-head.bias[c].item(), c))
+    hidden, every_class = torch.zeros(17, D, dtype=torch.float64), torch.arange(17)
+    log_prob = head.bias[chosen[:k]].detach().log_softmax(-1)
+    expected = torch.full((17,), -torch.inf).double().index_put((torch.tensor(chosen[:k]),), log_prob)
+    torch.testing.assert_close(head.log_prob(hidden[0]), expected)
+    torch.testing.assert_close(head.nll(hidden, every_class), -expected)
+    torch.testing.assert_close(head.log_partition(hidden[0]), head.bias[chosen[:k]].logsumexp(-1))
+    torch.testing.assert_close(topk_softmax(head.bias, k).log(), expected)
+    for asked in range(1, 18):
+        values, indices = head.topk(hidden[0], asked)
+        assert indices.tolist() == chosen[:asked]
+        torch.testing.assert_close(values, expected[indices])
+    loss = head(hidden[:k], torch.tensor(chosen[:k]))  # of targets among the k: it is their nll
+    torch.testing.assert_close(loss, head.nll(hidden[:k], torch.tensor(chosen[:k])).mean())
+    logits, target = head.bias.detach().expand(k, 17).clone().requires_grad_(), torch.tensor(chosen[:k])
+    (found,) = torch.autograd.grad(topk_softmax_loss(logits, target, k, reduction="sum"), logits)
+    p = expected.exp()
+    torch.testing.assert_close(found, p - torch.nn.functional.one_hot(target, 17))

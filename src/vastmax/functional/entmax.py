@@ -19,6 +19,7 @@ from vastmax.compilation import uncompiled
 from vastmax.functional.precision import at_least_float32
 from vastmax.functional.softmax import check_logits, log_softmax, softmax
 from vastmax.kernels import implementation, reference
+from vastmax.scoring.top import topk_by_id
 from vastmax.validation import check_finite_number, check_positive_int
 
 
@@ -27,7 +28,7 @@ def topk_softmax(logits: Tensor, k: int, dim: int = -1) -> Tensor:
 
     $$p_c = \frac{e^{s_c} [c \in T]}{\sum_{j \in T} e^{s_j}}, \qquad T = \text{the } k \text{ largest of } s$$
 
-    `k = 1` is `hardmax`, and k = V `softmax`. Of equal logits at the edge some are taken, as `torch.topk` does.
+    `k = 1` is `hardmax`, and k = V `softmax`. Of equal logits at the edge those of the lowest ids are taken.
 
     Args:
         logits: (..., V), floating; -inf masks a class.
@@ -47,8 +48,9 @@ def topk_softmax(logits: Tensor, k: int, dim: int = -1) -> Tensor:
     """
     check_logits(logits, dim)
     check_k(k, logits.shape[dim])
-    values, indices = at_least_float32(logits).topk(k, dim)
-    found = functional.softmax(values, dim)
+    values, indices = topk_by_id(at_least_float32(logits).movedim(dim, -1), k)
+    found = functional.softmax(values, -1).movedim(-1, dim)
+    indices = indices.movedim(-1, dim)
     return torch.zeros_like(logits, dtype=found.dtype).scatter(dim, indices, found).to(logits.dtype)
 
 

@@ -23,6 +23,7 @@ from vastmax.functional.precision import at_least_float32
 from vastmax.functional.softmax import check_loss_rows, holds_probabilities
 from vastmax.kernels import implementation, reference
 from vastmax.reduction import reduce_rows
+from vastmax.scoring.top import topk_by_id
 from vastmax.validation import check_distribution, check_target
 
 
@@ -40,8 +41,9 @@ def topk_softmax_loss(
     $$\ell = \log \sum_{c \in T} e^{s_c} - s_y, \qquad
       T = \{y\} \cup \text{the } k - 1 \text{ largest of } (s_c)_{c \ne y}$$
 
-    Where the target is among the k largest this is $-\log$ of its `topk_softmax`; elsewhere it takes the place of
-    the k-th, so that the loss is finite and pulls it in. k = V is the cross-entropy.
+    Where the target is among the k largest, of equals those of the lowest ids, this is $-\log$ of its
+    `topk_softmax`; elsewhere it takes the place of the k-th, so that the loss is finite and pulls it in. k = V is
+    the cross-entropy.
 
     Args:
         logits: (..., V), floating; -inf masks a class.
@@ -65,7 +67,7 @@ def topk_softmax_loss(
     check_loss_rows(logits, sample_weight)
     check_loss_k(k, logits.shape[-1])
     label, ignored = _label(logits, target, ignore_index)
-    largest, indices = at_least_float32(logits).topk(k)
+    largest, indices = topk_by_id(at_least_float32(logits), k)
     # The loss does not change if a number is added to all logits of a row: this one keeps them accurate.
     shift = largest[..., :1].detach()
     target_logit = at_least_float32(logits).gather(-1, label) - shift

@@ -18,7 +18,7 @@ from vastmax.heads.targets import RowLoss, mean_weight
 from vastmax.kernels.reference import log_alpha
 from vastmax.reduction import reduce_rows
 from vastmax.scoring import linear_logits, linear_loss
-from vastmax.scoring.top import TopK
+from vastmax.scoring.top import TopK, topk_by_id
 from vastmax.validation import check_finite_number, check_per_class
 
 
@@ -146,14 +146,14 @@ class Entmax(FlatHead):
 
         Returns:
             `(values, indices)`, each (..., k): exact log-probabilities, falling, and class ids; past the support
-            the values are -inf and the classes those of the next largest logits.
+            the values are -inf and the classes those of the next largest logits. Equals go by rising id.
         """
         self.check(hidden)
         return topk_in_blocks(self._best, hidden, k, num_classes=self.num_classes, width=4 * self.num_classes)
 
     def _best(self, hidden: Tensor, k: int) -> TopK:
         logits = linear_logits(self.divide(hidden), self.weight, linear_bias=self.exact_bias())
-        indices = logits.topk(k).indices
+        indices = topk_by_id(logits, k).indices
         return TopK(log_entmax(logits, self.alpha).gather(-1, indices), indices)
 
     def log_partition(self, hidden: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vastmax.heads.base import Head
 from vastmax.heads.running_topk import topk_in_blocks
 from vastmax.scoring import linear_cross_entropy, linear_logits
-from vastmax.scoring.top import TopK
+from vastmax.scoring.top import TopK, topk_by_id
 from vastmax.validation import check_finite, check_per_class, check_positive_int
 
 
@@ -153,7 +153,7 @@ class MixtureOfSoftmaxes(Head):
         """
         self.check(hidden)
         return topk_in_blocks(
-            lambda rows, k: TopK(*self.log_prob(rows).topk(k)),
+            lambda rows, k: topk_by_id(self.log_prob(rows), k),
             hidden,
             k,
             num_classes=self.num_classes,

@@ -12,7 +12,7 @@ from vastmax.functional.entmax import check_k
 from vastmax.functional.sparse import check_loss_k, topk_softmax_loss
 from vastmax.heads.flat import FlatHead
 from vastmax.scoring import linear_logits, linear_loss, linear_topk
-from vastmax.scoring.top import TopK
+from vastmax.scoring.top import TopK, topk_by_id
 
 
 class TopKSoftmax(FlatHead):
@@ -22,9 +22,9 @@ class TopKSoftmax(FlatHead):
       T = \{y\} \cup \text{the } k - 1 \text{ largest of } (s_c)_{c \ne y}$$
 
     All classes are scored, and k of them get a gradient. The distribution is the softmax of the k largest logits:
-    any other class has the exact probability 0, so `log_prob` is -inf there and `nll` inf. Where the target is
-    among the k largest, loss and `nll` are one; elsewhere the target takes the place of the k-th in the loss, which
-    is finite.
+    any other class has the exact probability 0, so `log_prob` is -inf there and `nll` inf. Of equal logits those of
+    the lowest ids are taken, whatever is asked of the head. Where the target is among the k largest, loss and `nll`
+    are one; elsewhere the target takes the place of the k-th in the loss, which is finite.
 
     `start_at` sets the bias to the log-probabilities asked for; where hidden is 0 the k most probable classes then
     have theirs, renormalised, and the others 0.
@@ -73,32 +73,36 @@ class TopKSoftmax(FlatHead):
         )
 
     def _nll(self, logits: Tensor, target: Tensor) -> Tensor:
-        label = target.unsqueeze(-1)
-        largest, indices = logits.topk(self.k)
-        nll = largest.logsumexp(-1) - logits.gather(-1, label).squeeze(-1)
-        return torch.where((indices == label).any(-1), nll, torch.inf)
+        log_prob, indices = self._log_softmax_of_largest(logits)
+        own = indices == target.unsqueeze(-1)
+        return torch.where(own.any(-1), -log_prob.masked_fill(~own, 0.0).sum(-1), torch.inf)
+
+    def _log_softmax_of_largest(self, logits: Tensor) -> TopK:
+        """The classes of logits (n, V) that share the probability and its logarithm, both (n, k)."""
+        values, indices = topk_by_id(logits, self.k)
+        return TopK(values.log_softmax(-1), indices)
 
     def log_prob(self, hidden: Tensor) -> Tensor:
         """Return the exact log-probability of every class: (..., V), in nats; -inf for all but k."""
         self.check(hidden)
         logits = linear_logits(self.divide(hidden), self.weight, linear_bias=self.exact_bias())
-        values, indices = logits.topk(self.k)
-        return torch.full_like(logits, -torch.inf).scatter(-1, indices, values.log_softmax(-1))
+        log_prob, indices = self._log_softmax_of_largest(logits)
+        return torch.full_like(logits, -torch.inf).scatter(-1, indices, log_prob)
 
     def topk(self, hidden: Tensor, k: int) -> TopK:
         """Return the k most probable classes of each row, without an N x V tensor.
 
         Returns:
             `(values, indices)`, each (..., k): exact log-probabilities, falling, and class ids; past the head's
-            own k the values are -inf and the classes those of the next largest logits.
+            own k the values are -inf and the classes those of the next largest logits. Equals go by rising id.
         """
         self.check(hidden)
         check_k(k, self.num_classes)
         values, indices = linear_topk(
             self.divide(hidden), self.weight, max(k, self.k), linear_bias=self.exact_bias()
         )
-        values = values - values[..., : self.k].logsumexp(-1, keepdim=True)
-        values[..., self.k :] = -torch.inf
+        nothing = torch.full_like(values[..., self.k :], -torch.inf)
+        values = torch.cat([values[..., : self.k].log_softmax(-1), nothing], -1)
         return TopK(values[..., :k], indices[..., :k])
 
     def log_partition(self, hidden: Tensor) -> Tensor:
@@ -111,7 +115,7 @@ class TopKSoftmax(FlatHead):
         return found.view(rows)
 
     def _log_partition(self, logits: Tensor) -> Tensor:
-        return logits.topk(self.k).values.logsumexp(-1)
+        return topk_by_id(logits, self.k).values.logsumexp(-1)
 
     def extra_repr(self) -> str:
         """Describe the head as `nn.Linear` does, and its k."""

@@ -7,17 +7,58 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vastmax.kernels import implementation
 from vastmax.scoring.blocks import LinearScorer
 from vastmax.scoring.every_class import check_linear
 from vastmax.scoring.links import Link
 from vastmax.validation import check_finite, check_positive_int
 
+TIED_ELEMENTS = 1 << 20
+"""Numbers looked through at a time where a row's k-th largest is not the only one of its size."""
+
 
 class TopK(NamedTuple):
-    """The k best classes of each row, best first."""
+    """The k best classes of each row, best first, equals by rising id."""
 
     values: Tensor
     indices: Tensor
+
+
+def topk_by_id(values: Tensor, k: int) -> TopK:
+    """Return the k largest numbers of the last axis, falling, and their places; of equals, those that stand first.
+
+    `torch.topk` takes any of the equals at the edge, others for another k. Where the next number is smaller than
+    the k-th, there is nothing to choose, and its answer needs at most to be put in order; else the row is looked
+    through for what is equal to the k-th.
+
+    Args:
+        values: (..., V).
+        k: at most V.
+    """
+    num_classes = values.shape[-1]
+    if k == num_classes:
+        return TopK(*values.sort(dim=-1, descending=True, stable=True))
+    flat = values.detach().reshape(-1, num_classes)
+    largest, places = flat.topk(k + 1)
+    equal = largest[:, 1:] == largest[:, :-1]
+    places = places[:, :k]
+    if equal.any():
+        for rows in equal[:, -1].nonzero().squeeze(-1).split(max(1, TIED_ELEMENTS // num_classes)):
+            places[rows] = _first_of_equals(flat[rows], largest[rows, :k], places[rows])
+        places = places.sort(-1).values
+        order = flat.gather(-1, places).sort(dim=-1, descending=True, stable=True).indices
+        places = places.gather(-1, order)
+    places = places.reshape(*values.shape[:-1], k)
+    return TopK(values.gather(-1, places), places)
+
+
+def _first_of_equals(values: Tensor, largest: Tensor, places: Tensor) -> Tensor:
+    """Return the places (R, k) of the largest of `values` (R, V); of those equal to the k-th, the first ones."""
+    least, rank = largest[:, -1:], torch.arange(largest.shape[1], device=values.device)
+    from_the_end = torch.arange(values.shape[1], 0, -1, dtype=torch.int32, device=values.device)
+    first = torch.where(values == least, from_the_end, 0).topk(len(rank)).indices
+    above = (largest != least).sum(-1, keepdim=True)
+    return places.where(rank < above, first.gather(-1, (rank - above).clamp(min=0)))
 
 
 @torch.no_grad()
@@ -34,7 +75,7 @@ def linear_topk(
 
     $$\log p_{rc} = h_r \cdot w_c + b_c - \log Z_r$$
 
-    Logits are made one block at a time; a running best k and a running log-partition are kept. No gradient.
+    Logits are made one block at a time; a running best k and what log Z is made of are kept. No gradient.
 
     Args:
         input: (..., d) hidden rows.
@@ -45,7 +86,8 @@ def linear_topk(
         block_size: classes scored at a time; chosen from the shapes if omitted.
 
     Returns:
-        `TopK(values, indices)`, each (..., k): log-probabilities in nats, falling, and int64 class ids.
+        `TopK(values, indices)`, each (..., k): log-probabilities in nats, falling, and int64 class ids, those of
+        equal logits by rising id; a masked class, of bias -inf, comes last.
 
     Raises:
         TypeError: a tensor of the wrong dtype, or k not an integer.
@@ -75,15 +117,21 @@ def linear_topk(
 
 
 def _best(scorer: LinearScorer, rows: slice, k: int, buffer: Tensor) -> TopK:
-    log_partition = torch.tensor(-torch.inf, dtype=scorer.dtype, device=buffer.device)
     values = buffer.new_empty((rows.stop - rows.start, 0))
     indices = torch.empty_like(values, dtype=torch.int64)
+    maximum = buffer.new_full((rows.stop - rows.start,), torch.finfo(buffer.dtype).min)
+    mass = torch.zeros_like(maximum)
     for classes in scorer.class_blocks():
         logits = scorer.logits(rows, classes, buffer)
-        block = logits.topk(min(k, logits.shape[1]))
+        block = topk_by_id(logits, min(k, logits.shape[1]))
         values = torch.cat([values, block.values], -1)
         indices = torch.cat([indices, block.indices + classes.start], -1)
-        values, place = values.topk(min(k, values.shape[1]))
+        # What was found before stands first, as its ids do.
+        values, place = topk_by_id(values, min(k, values.shape[1]))
         indices = indices.gather(-1, place)
-        log_partition = torch.logaddexp(log_partition, logits.logsumexp(-1, keepdim=True))
-    return TopK(values - log_partition, indices)
+        level, mass_there = implementation("row_sums", logits)(logits)
+        highest = torch.maximum(maximum, level)
+        mass = mass * (maximum - highest).exp() + mass_there * (level - highest).exp()
+        maximum = highest
+    # Relative to the largest logit: beside a log Z in one number a large logit leaves no digits of the difference.
+    return TopK((values - maximum.unsqueeze(-1)) - mass.log().unsqueeze(-1), indices)
