@@ -18,6 +18,13 @@ def class_weight(num_classes: int) -> torch.Tensor:
     return torch.linspace(0.3, 1.7, num_classes, dtype=torch.float64)
 
 
+def mask_biases(head, most):
+    """Mask a class, or most of them, by their biases; return which."""
+    gone = [0, 2, 3, 5, 6] if most else [3]
+    head.bias[gone] = -torch.inf
+    return gone
+
+
 @dataclass(frozen=True)
 class Case:
     """A head, its options, and what its family promises."""
@@ -50,6 +57,8 @@ class Case:
     """It gives some classes the exact probability 0, whose nll is infinite."""
     labels: bool = False
     """Each class is a label that is true or not, by itself: several of them do not share a row."""
+    mask: Callable[[heads.Head, bool], list[int]] | None = mask_biases
+    """Give a class, or most of them, probability 0, and say which; None if there is no way to."""
 
     def __post_init__(self) -> None:
         for name in ("draws", "sparse"):
@@ -102,6 +111,28 @@ def factored(dim, num_classes, *, counted=False, **options):
     return heads.ClassFactoredSoftmax(dim, clusters, **options)
 
 
+def mask_groups(head, most):
+    """Mask a class by its bias, or most classes by those and the biases of the two groups that are left without."""
+    if most:
+        head.group_bias[:2] = -torch.inf
+    return mask_biases(head, most)
+
+
+def mask_nodes(head, most):
+    """Close the turns to a class, or one of the two at the root."""
+    nodes, turns, padding = head.tree.paths(torch.arange(V))
+    depth = 0 if most else int(head.tree.depth[3]) - 1
+    node, turn = nodes[3, depth], turns[3, depth]
+    head.bias[node] = torch.inf * (2 * int(turn) - 1)
+    return ((nodes == node) & (turns == turn) & ~padding).any(-1).nonzero().squeeze(-1).tolist()
+
+
+def mask_head(head, most):
+    """Mask a class of the shortlist, or it and a tail, by their biases."""
+    head.head.bias[[0, 3] if most else [1]] = -torch.inf
+    return [0, 4, 5, 6] if most else [1]
+
+
 def adaptive(dim, num_classes, **options):
     cutoffs = [c for c in (2, 4) if c < min(num_classes, 2 * dim - 1)]
     return heads.AdaptiveSoftmax(dim, num_classes, cutoffs, div_value=2.0, **options)
@@ -132,6 +163,19 @@ def adjusted(dim, num_classes, **options):
 def exact(build, options=None, **promises):
     """A head that draws nothing and is not flat, unless it is said to."""
     return Case(build, options or {}, **{"sampled": False, "flat": False, **promises})
+
+
+def tree(build, options=None, **promises):
+    return exact(build, options, sparse=True, sized=False, mask=mask_nodes, **promises)
+
+
+def grouped(build, options=None, **promises):
+    return exact(build, options, sparse=True, sized=False, mask=mask_groups, **promises)
+
+
+def shortlisted(build, options=None, **promises):
+    mask = mask_head if (options or {}).get("head_bias") else None
+    return exact(build, options, starts=False, mask=mask, **promises)
 
 
 CASES = {
@@ -177,25 +221,27 @@ CASES = {
     "OneVsAll, class weights": exact(
         weighted(heads.OneVsAll), {"temperature": 2.0}, flat=True, labels=True, sized=False
     ),
-    "HierarchicalSoftmax": exact(hierarchical, sparse=True, sized=False),
-    "HierarchicalSoftmax, no bias": exact(hierarchical, {"bias": False}, sparse=True, sized=False),
-    "HierarchicalSoftmax, sparse": exact(hierarchical, {"sparse": True}, sparse=True, sized=False),
-    "ClassFactoredSoftmax": exact(factored, sparse=True, sized=False),
-    "ClassFactoredSoftmax, no bias, sparse": exact(
-        factored, {"bias": False, "sparse": True}, sparse=True, sized=False
+    "HierarchicalSoftmax": tree(hierarchical),
+    "HierarchicalSoftmax, no bias": tree(hierarchical, {"bias": False}),
+    "HierarchicalSoftmax, sparse": tree(hierarchical, {"sparse": True}),
+    "HierarchicalSoftmax, class weights": tree(weighted(hierarchical), weighted=True),
+    "ClassFactoredSoftmax": grouped(factored),
+    "ClassFactoredSoftmax, no bias, sparse": grouped(factored, {"bias": False, "sparse": True}),
+    "ClassFactoredSoftmax, sampled": grouped(
+        factored, {"within": "sampled", "num_samples": 2, "counted": True}, draws=True
     ),
-    "ClassFactoredSoftmax, sampled": exact(
-        factored, {"within": "sampled", "num_samples": 2, "counted": True}, draws=True, sparse=True, sized=False
+    "ClassFactoredSoftmax, nce, sparse": grouped(
+        factored, {"within": "nce", "num_samples": 2, "sparse": True}, draws=True
     ),
-    "ClassFactoredSoftmax, nce, sparse": exact(
-        factored, {"within": "nce", "num_samples": 2, "sparse": True}, draws=True, sparse=True, sized=False
+    "ClassFactoredSoftmax, class weights": grouped(weighted(factored), weighted=True),
+    "AdaptiveSoftmax": shortlisted(adaptive),
+    "AdaptiveSoftmax, head bias": shortlisted(adaptive, {"head_bias": True}),
+    "AdaptiveSoftmax, head bias, class weights": shortlisted(
+        weighted(adaptive), {"head_bias": True}, weighted=True, sized=False
     ),
-    "HierarchicalSoftmax, class weights": exact(weighted(hierarchical), sparse=True, sized=False, weighted=True),
-    "ClassFactoredSoftmax, class weights": exact(weighted(factored), sparse=True, sized=False, weighted=True),
-    "AdaptiveSoftmax, class weights": exact(weighted(adaptive), starts=False, weighted=True, sized=False),
-    "AdaptiveSoftmax": exact(adaptive, starts=False),
-    "AdaptiveSoftmax, head bias": exact(adaptive, {"head_bias": True}, starts=False),
-    "AdaptiveSoftmax, sampled tails": exact(adaptive, {"tail_samples": 1}, draws=True, sparse=True, starts=False),
+    "AdaptiveSoftmax, sampled tails": shortlisted(
+        adaptive, {"tail_samples": 1, "head_bias": True}, draws=True, sparse=True
+    ),
     "SampledSoftmax": Case(heads.SampledSoftmax),
     "SampledSoftmax, sparse": Case(heads.SampledSoftmax, {"sparse": True}),
     "SampledSoftmax, distinct": Case(heads.SampledSoftmax, unique=True),

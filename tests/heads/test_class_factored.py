@@ -229,3 +229,46 @@ def test_nce_starts_at_the_noise():
 def test_bad_options(change, message):
     with pytest.raises(ValueError, match=message):
         ClassFactoredSoftmax(**{"in_features": D, "clusters": SCATTERED, **change})
+
+
+@pytest.mark.parametrize("within", ["exact", "sampled", "nce"])
+def test_a_group_of_masked_classes_is_masked_with_them_or_refused(within):
+    """A group that has mass and no class to give it to is not a distribution."""
+    head = make(SCATTERED, within=within)
+    hidden, target, _ = batch()
+    with torch.no_grad():
+        head.bias[torch.tensor(SCATTERED) == 2] = -torch.inf
+        head.group_bias[2] = 1.5
+    message = "bias: expected a class that is not masked in every group.*every class of group 2.*group_bias is 1.5"
+    for ask in (lambda: head.log_prob(hidden), lambda: head.topk(hidden, 1), lambda: head.nll(hidden, target)):
+        with pytest.raises(ValueError, match=message):
+            ask()
+    if within == "exact":
+        with pytest.raises(ValueError, match=message):
+            head(hidden, target)
+    with torch.no_grad():
+        head.group_bias[2] = -torch.inf
+    masked = torch.tensor(SCATTERED) == 2
+    both = head.log_prob(hidden)
+    assert torch.equal(both.isneginf(), masked.expand(12, V))
+    with torch.no_grad():
+        head.bias[masked] = 0.0
+    torch.testing.assert_close(head.log_prob(hidden), both)  # a masked group's classes need not be
+    torch.testing.assert_close(head.nll(hidden, target), -both.gather(-1, target[:, None]).squeeze(-1))
+    assert torch.equal(head.topk(hidden, V).indices[:, -2:], torch.tensor([2, 6]).expand(12, 2))
+
+
+def test_masked_groups_leave_the_others_as_they_are():
+    """The probabilities are those of a head that never had the group."""
+    kept = [c for c in range(V) if SCATTERED[c] != 3]
+    head, smaller = make(SCATTERED), make([SCATTERED[c] for c in kept])
+    with torch.no_grad():
+        smaller.weight.copy_(head.weight[kept])
+        smaller.bias.copy_(head.bias[kept])
+        smaller.group_weight.copy_(head.group_weight[:3])
+        smaller.group_bias.copy_(head.group_bias[:3])
+        head.group_bias[3] = -torch.inf
+        head.bias[7] = -torch.inf
+    hidden, _, _ = batch()
+    torch.testing.assert_close(head.log_prob(hidden)[:, kept], smaller.log_prob(hidden))
+    torch.testing.assert_close(head.topk(hidden, 7).values, smaller.topk(hidden, 7).values)

@@ -396,3 +396,41 @@ def test_training_learns_a_conditional_distribution():
 
     optimizer.step(closure)
     torch.testing.assert_close(head.log_prob(hidden).exp(), p, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("closed", [-torch.inf, torch.inf])
+def test_a_closed_turn_gives_all_to_the_other(closed):
+    """A node's mass is never lost: no tree is without a possible class, and none has to be refused."""
+    head = make(trees.balanced(2))
+    with torch.no_grad():
+        head.bias.fill_(closed)
+    hidden = torch.randn(3, D, dtype=torch.float64, requires_grad=True)
+    expected = torch.tensor([0.0, -torch.inf] if closed > 0 else [-torch.inf, 0.0]).double().expand(3, 2)
+    assert torch.equal(head.log_prob(hidden), expected)
+    for c in (0, 1):
+        assert torch.equal(head.nll(hidden, torch.full((3,), c)), -expected[:, c])
+        gradients = torch.autograd.grad(head(hidden, torch.full((3,), c)), [hidden, *head.parameters()])
+        assert all(gradient.isfinite().all() for gradient in gradients)
+    values, indices = head.topk(hidden, 2)
+    assert torch.equal(values, torch.tensor([0.0, -torch.inf]).double().expand(3, 2))
+    assert torch.equal(indices, torch.tensor([0, 1] if closed > 0 else [1, 0]).expand(3, 2))
+
+
+@pytest.mark.parametrize("closed", [False, True])
+@pytest.mark.parametrize("k", range(1, 17))
+def test_search_of_equals_answers_by_id(k, closed):
+    """Of classes that are equal to the last answer those of the lowest ids are in, whatever k is."""
+    tree = trees.huffman(torch.tensor([1, 9, 2, 8, 3, 3, 1, 20, 4, 7, 2, 5, 1, 6, 2, 30]))
+    head = make(tree, scale=0.0)
+    log_prob = -math.log(2) * tree.depth
+    if closed:
+        nodes, turns, padding = tree.paths(torch.arange(16))
+        head.bias.data[2] = -torch.inf  # closed to the left, and so twice as probable to the right
+        below = (nodes == 2) & ~padding
+        log_prob[(below & ~turns).any(-1)] = -torch.inf
+        log_prob[(below & turns).any(-1)] += math.log(2)
+        assert 0 < log_prob.isneginf().sum() < 15
+    found = head.search(torch.zeros(2, D, dtype=torch.float64), k)
+    expected = sorted(range(16), key=lambda c: (-round(log_prob[c].item(), 6), c))[:k]
+    assert found.indices.tolist() == [expected] * 2
+    torch.testing.assert_close(found.values[0], log_prob[expected].double(), rtol=0, atol=1e-6)

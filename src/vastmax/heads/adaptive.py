@@ -47,7 +47,8 @@ class AdaptiveSoftmax(Head):
         cutoffs: increasing class ids at which the tails start; `"auto"` for those that
             `vastmax.heads.cutoffs.adaptive_cutoffs` finds from `counts`.
         div_value: the factor by which each tail is narrower than the one before.
-        head_bias: whether the shortlist and the tails, as wholes, have biases. Classes of a tail have none.
+        head_bias: whether the shortlist and the tails, as wholes, have biases, by which they can be masked too.
+            Classes of a tail have none.
         counts: (V,) how often each class occurs; `cutoffs="auto"` needs it, and `tail_samples` draws in proportion
             to it.
         tail_samples: train larger tails than this by a softmax over the target and as many candidates, independent

@@ -37,6 +37,9 @@ class Head(nn.Module, ABC):
 
     With class weights v, a row counts for the mean class weight of its target, in a mean over rows too.
 
+    A bias of -inf masks its class, which then has probability 0 for every row: `log_prob` is -inf, `nll` and the
+    training loss of such a target inf, and `topk` has it last. Other rows and classes are as if it were not there.
+
     A subclass states `_row_nll`, and `_row_loss` if it trains with another loss than that.
 
     Args:
@@ -150,13 +153,23 @@ class Head(nn.Module, ABC):
             loss = -self.log_prob(hidden).masked_fill(target == 0, 0.0)
             return TrueClasses(loss, target.to(loss.dtype))
         classes, counted, share = shares(hidden, target, self.ignore_index, target_weight)
+        possible = self._possible(classes)
+        scored = counted if possible is None else counted & possible
         rows = hidden.unsqueeze(-2).expand(*classes.shape, -1)
-        if counted.all():  # and so need not be picked out, which copies the rows and adds them up on the way back
+        if scored.all():  # and so need not be picked out, which copies the rows and adds them up on the way back
             loss = row_loss(rows.reshape(-1, hidden.shape[-1]), classes.reshape(-1)).view(classes.shape)
         else:
-            found = row_loss(rows[counted], classes[counted])
-            loss = found.new_zeros(classes.shape).masked_scatter(counted, found)
+            found = row_loss(rows[scored], classes[scored])
+            loss = found.new_zeros(classes.shape).masked_fill(counted, torch.inf).masked_scatter(scored, found)
         return TrueClasses(loss, share.to(loss.dtype), classes)
+
+    def _possible(self, classes: Tensor) -> Tensor | None:
+        """Return which targets are not masked by a bias of -inf: bool, of the shape of `classes`.
+
+        The others' loss and nll are inf, without a gradient, and nothing is asked of the losses. None where those
+        find out by themselves.
+        """
+        return None
 
     def check(
         self,

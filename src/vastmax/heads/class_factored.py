@@ -14,6 +14,7 @@ from vastmax.heads.base import Head
 from vastmax.heads.clusters import Clusters
 from vastmax.heads.grouped_cross_entropy import grouped_cross_entropy
 from vastmax.heads.running_topk import RunningTopK, topk_in_blocks
+from vastmax.heads.targets import unmasked
 from vastmax.scoring import chosen_logits, linear_cross_entropy, linear_logits, linear_topk
 from vastmax.scoring.top import TopK
 from vastmax.validation import check_choice, check_finite, check_per_class, check_positive_int
@@ -29,6 +30,9 @@ class ClassFactoredSoftmax(Head):
     trained on candidates drawn within the target's group, from $q(c \mid g)$: the logits of target and candidates
     are corrected by $\log(k\, q(c \mid g))$, so that the optimum is the same. `nll`, `log_prob` and `topk` are
     exact whatever the loss is.
+
+    A class is masked by its own bias or its group's. A group all of whose classes are masked is refused, unless it
+    is masked itself by a `group_bias` of -inf.
 
     An exact step has a gradient in every class of the groups that its targets are in: with as many rows as groups
     that is most of the classes, and a sampled one is the cheaper.
@@ -155,8 +159,13 @@ class ClassFactoredSoftmax(Head):
         return self._group_nll(hidden, target) + self._sampled_within(hidden, target, generator)
 
     def _row_nll(self, hidden: Tensor, target: Tensor) -> Tensor:
+        self._empty_groups()
         hidden = self._wide(hidden)
         return self._group_nll(hidden, target) + self._exact_within(hidden, target)
+
+    def _possible(self, classes: Tensor) -> Tensor | None:
+        inside, group = unmasked(self.bias, classes), unmasked(self.group_bias, self.clusters.group[classes])
+        return None if inside is None or group is None else inside & group
 
     def _group_nll(self, hidden: Tensor, target: Tensor) -> Tensor:
         group = self.clusters.group[target]
@@ -192,14 +201,37 @@ class ClassFactoredSoftmax(Head):
     def log_prob(self, hidden: Tensor) -> Tensor:
         """Return the exact log-probability of every class: (..., V), in nats, in at least float32."""
         self.check(hidden)
-        group = self.clusters.group
+        group, empty = self.clusters.group, self._empty_groups()
         logits = linear_logits(hidden, self.weight, linear_bias=self.bias)
         log_group = linear_logits(hidden, self.group_weight, linear_bias=self.group_bias).log_softmax(-1)
         highest = torch.full_like(log_group, -torch.inf)
         highest.scatter_reduce_(-1, group.expand(logits.shape), logits.detach(), "amax")
+        highest = highest.masked_fill(empty, 0.0)
         logits = logits - highest.index_select(-1, group)
-        log_partition = torch.zeros_like(log_group).index_add(-1, group, logits.exp()).log()
+        mass = torch.zeros_like(log_group).index_add(-1, group, logits.exp())
+        log_partition = mass.masked_fill(empty, 1.0).log()
         return logits + (log_group - log_partition).index_select(-1, group)
+
+    @torch.no_grad()
+    def _empty_groups(self) -> Tensor:
+        """Return which groups all of whose classes are masked: (G,) bool.
+
+        Raises:
+            ValueError: one that is not masked itself, whose probability no class would have.
+        """
+        empty = torch.zeros(self.num_groups, dtype=torch.bool, device=self.weight.device)
+        if self.bias is None or self.group_bias is None or not self.bias.min().isneginf():
+            return empty  # as nearly always, after one look at each bias
+        best = self.group_bias.new_full((self.num_groups,), -torch.inf)
+        empty = best.scatter_reduce(0, self.clusters.group, self.bias, "amax").isneginf()
+        astray = (empty & ~self.group_bias.isneginf()).nonzero()
+        if len(astray) > 0:
+            group = int(astray[0])
+            raise ValueError(
+                f"bias: expected a class that is not masked in every group, or its group_bias masked too, got -inf "
+                f"for every class of group {group}, whose group_bias is {self.group_bias[group].item():g}"
+            )
+        return empty
 
     @torch.no_grad()
     def topk(self, hidden: Tensor, k: int) -> TopK:
@@ -212,6 +244,7 @@ class ClassFactoredSoftmax(Head):
             `(values, indices)`, each (..., k): exact log-probabilities, falling, and class ids.
         """
         self.check(hidden)
+        self._empty_groups()
         hidden = self._wide(hidden)
         return topk_in_blocks(self._topk, hidden, k, num_classes=self.num_classes, width=self.num_groups)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vastmax.heads.base import Head
+from vastmax.heads.targets import unmasked
 from vastmax.scoring import linear_cross_entropy, linear_log_partition, linear_logits, linear_topk
 from vastmax.scoring.links import Link
 from vastmax.scoring.top import TopK
@@ -142,6 +143,9 @@ class FlatHead(Head):
             return bias
         offset = offset.to(torch.promote_types(self.weight.dtype, torch.float32))
         return offset if bias is None else bias + offset
+
+    def _possible(self, classes: Tensor) -> Tensor | None:
+        return unmasked(self.bias, classes)
 
     def _row_nll(self, hidden: Tensor, target: Tensor) -> Tensor:
         return linear_cross_entropy(

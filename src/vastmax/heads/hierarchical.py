@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from vastmax.heads.base import Head
+from vastmax.heads.running_topk import with_the_impossible
 from vastmax.scoring import chosen_logits, linear_logits
 from vastmax.scoring.chosen_losses import logistic_rows
-from vastmax.scoring.top import TopK
+from vastmax.scoring.top import TopK, best_of, topk_by_id
 from vastmax.trees import Tree
 from vastmax.trees.search import Search, best_first
 from vastmax.validation import check_finite, check_per_class, check_positive_int
@@ -30,6 +31,9 @@ class HierarchicalSoftmax(Head):
     is least with `trees.huffman(counts)`, and the tree decides what the head can learn easily. The parameters are
     the V - 1 nodes' and not the classes': `weight` (V - 1, d) and `bias` (V - 1,). For V = 1 there is one row,
     never read.
+
+    A bias of -inf closes the turn to the left at its node, one of +inf that to the right: the classes below are
+    masked, and the others take the node's mass.
 
     The state dict holds the tree beside the parameters, which mean nothing without it: loading those of another
     tree is an error, and `Tree(state_dict["_extra_state"])` is the tree of a saved head.
@@ -137,7 +141,9 @@ class HierarchicalSoftmax(Head):
     def log_prob(self, hidden: Tensor) -> Tensor:
         """Return the exact log-probability of every class: (..., V), in nats, in at least float32."""
         self.check(hidden)
-        logits = linear_logits(hidden, self.weight, linear_bias=self.bias)
+        logits = linear_logits(hidden, self.weight)
+        if self.bias is not None:  # of which all may be infinite: every node has a turn left
+            logits = logits + self.bias.to(logits.dtype)
         return self._tree_on(hidden.device).log_prob(logits[..., : self.tree.num_nodes])
 
     def topk(self, hidden: Tensor, k: int) -> TopK:
@@ -186,10 +192,11 @@ class HierarchicalSoftmax(Head):
             dtype=self._arithmetic(hidden),
         )
         for rows in given_up.split(max(1, LOG_PROB_ELEMENTS // self.num_classes)):
-            found.values[rows], found.indices[rows] = self.log_prob(flat[rows]).topk(k)
+            found.values[rows], found.indices[rows] = topk_by_id(self.log_prob(flat[rows]), k)
             found.visited[rows] = self.tree.num_nodes
+        values, indices = with_the_impossible(best_of(found.values, found.indices, k))
         answers = (*hidden.shape[:-1], k)
-        return Search(found.values.view(answers), found.indices.view(answers), found.visited.view(answers[:-1]))
+        return Search(values.view(answers), indices.view(answers), found.visited.view(answers[:-1]))
 
     def log_partition(self, hidden: Tensor) -> Tensor:
         """Return log Z of each row (...): 0, for the probabilities sum to one whatever the parameters are."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vastmax.heads.base import Head
 from vastmax.heads.running_topk import topk_in_blocks
+from vastmax.heads.targets import unmasked
 from vastmax.scoring import linear_cross_entropy, linear_logits
 from vastmax.scoring.top import TopK, topk_by_id
 from vastmax.validation import check_finite, check_per_class, check_positive_int
@@ -123,6 +124,9 @@ class MixtureOfSoftmaxes(Head):
         log_share = linear_logits(hidden, self.gate).log_softmax(-1)
         projected = linear_logits(hidden, self.projection).tanh()
         return Components(log_share, projected.unflatten(-1, (self.num_mixtures, self.class_features)))
+
+    def _possible(self, classes: Tensor) -> Tensor | None:
+        return unmasked(self.bias, classes)
 
     def _row_nll(self, hidden: Tensor, target: Tensor) -> Tensor:
         log_share, rows = self.components(hidden)

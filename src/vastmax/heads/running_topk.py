@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 
 from vastmax.scoring.blocks import BLOCK_ELEMENTS
-from vastmax.scoring.top import TopK
+from vastmax.scoring.top import TopK, best_of
 from vastmax.validation import check_positive_int
 
 
 class RunningTopK:
-    r"""The k most probable classes of N rows among those offered.
+    r"""The k most probable classes of N rows, equals by rising id, where groups of classes are offered one by one.
 
     A group of classes cannot hold a winner of a row where $\log p(\text{group})$, which bounds the log-probability
-    of each of its classes, is not above the row's k-th best: `contested` says where it is.
+    of each of its classes, is below the row's k-th best: `contested` says where it is not. Classes that are not
+    offered to a row that lacks winners are those of probability 0.
 
     Args:
         num_rows: N.
@@ -30,18 +31,36 @@ class RunningTopK:
 
     def contested(self, bound: Tensor) -> Tensor:
         """Return which rows a group with log-probabilities `bound` (N,) may still hold a winner of."""
-        return (bound > self.values[:, -1]).nonzero().squeeze(-1)
+        return ((bound >= self.values[:, -1]) & ~bound.isneginf()).nonzero().squeeze(-1)
 
     def offer(self, rows: Tensor, found: TopK) -> None:
         """Take in the best of a group, `found` (len(rows), up to k), falling, with the classes' own ids."""
-        k = self.values.shape[1]
-        values, place = torch.cat([self.values[rows], found.values], -1).topk(k)
-        self.values[rows] = values
-        self.indices[rows] = torch.cat([self.indices[rows], found.indices], -1).gather(-1, place)
+        values = torch.cat([self.values[rows], found.values], -1)
+        indices = torch.cat([self.indices[rows], found.indices], -1)
+        self.values[rows], self.indices[rows] = best_of(values, indices, self.values.shape[1])
 
     def best(self) -> TopK:
         """The winners."""
-        return TopK(self.values, self.indices)
+        return with_the_impossible(TopK(self.values, self.indices))
+
+
+def with_the_impossible(found: TopK) -> TopK:
+    """Fill the places (N, k) of value -inf with the first ids that are not among the row's others.
+
+    Those are the first k of a row's classes of which some are among the others, which therefore are enough.
+    """
+    lacking = found.values[:, -1].isneginf().nonzero().squeeze(-1)
+    if len(lacking) == 0:
+        return found
+    values, indices = found.values[lacking], found.indices[lacking]
+    k = values.shape[1]
+    # Places of value -inf name nothing yet: they are marked, as are ids past the first k, where nobody looks.
+    named = indices.clamp(max=k).masked_fill(values.isneginf(), k)
+    is_named = torch.zeros(len(values), k + 1, dtype=torch.bool, device=values.device).scatter_(-1, named, True)
+    free = is_named[:, :k].to(torch.int8).sort(dim=-1, stable=True).indices
+    rank = torch.arange(k, device=values.device) - (~values.isneginf()).sum(-1, keepdim=True)
+    filled = torch.where(values.isneginf(), free.gather(-1, rank.clamp(min=0)), indices)
+    return TopK(found.values, found.indices.index_copy(0, lacking, filled))
 
 
 def topk_in_blocks(

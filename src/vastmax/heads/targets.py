@@ -69,6 +69,12 @@ def shares(
     return classes.masked_fill(~counted, 0), counted, share
 
 
+@torch.no_grad()
+def unmasked(bias: Tensor | None, classes: Tensor) -> Tensor | None:
+    """Return which of `classes` have a bias other than -inf, (...) bool; None where no class has a bias."""
+    return None if bias is None else ~bias[classes].isneginf()
+
+
 def check_target_weight(target_weight: Tensor, target: Tensor, several: bool) -> None:
     """Raise unless the target has several true classes per row, and each a finite share of at least 0."""
     if not several or target.is_floating_point():

@@ -10,7 +10,7 @@ NEAR_CERTAIN = 1e-4
 
 
 def focal(log_prob: Tensor, gamma: float) -> Tensor:
-    r"""Return $(1 - p)^\gamma (-\log p)$ of log-probabilities, with a finite gradient up to p = 1 for any gamma.
+    r"""Return $(1 - p)^\gamma (-\log p)$ of log-probabilities, with a finite gradient from p = 0 to 1 at any gamma.
 
     With $u = -\log p$ it is $(1 - e^{-u})^\gamma u$, which near 0 is $u^{1 + \gamma} (1 - u / 2 + u^2 / 6)^\gamma$:
     there the gradient of the first form would be infinity times 0.
@@ -19,7 +19,8 @@ def focal(log_prob: Tensor, gamma: float) -> Tensor:
     if gamma == 0:
         return u
     u = u.clamp(min=0)  # a log-probability rounded to above 0
-    near = u < NEAR_CERTAIN
-    small, large = u.where(near, torch.zeros_like(u)), u.where(~near, torch.ones_like(u))
+    near, impossible = u < NEAR_CERTAIN, u.isposinf()
+    small, large = u.where(near, torch.zeros_like(u)), u.where(~near & ~impossible, torch.ones_like(u))
     series = small.pow(1 + gamma) * (1 - small / 2 + small.square() / 6).pow(gamma)
-    return torch.where(near, series, (-torch.expm1(-large)).pow(gamma) * large)
+    power = torch.where(impossible, u, (-torch.expm1(-large)).pow(gamma) * large)
+    return torch.where(near, series, power)

@@ -52,6 +52,13 @@ def topk_by_id(values: Tensor, k: int) -> TopK:
     return TopK(values.gather(-1, places), places)
 
 
+def best_of(values: Tensor, indices: Tensor, k: int) -> TopK:
+    """Return the k largest of values (..., M) and their classes, falling, of equals those of the lowest ids."""
+    indices, order = indices.sort(-1)
+    values, place = topk_by_id(values.gather(-1, order), k)
+    return TopK(values, indices.gather(-1, place))
+
+
 def _first_of_equals(values: Tensor, largest: Tensor, places: Tensor) -> Tensor:
     """Return the places (R, k) of the largest of `values` (R, V); of those equal to the k-th, the first ones."""
     least, rank = largest[:, -1:], torch.arange(largest.shape[1], device=values.device)

@@ -41,6 +41,10 @@ def best_first(
     a class, is the next answer; if it is a node, it has to be scored. The nodes scored are those more probable than
     the k-th answer and no other (of those equal to it, the ones that came to hand before it).
 
+    Of equals the lowest ids are wanted. What is at hand beside the k answers, as probable as the last of them, may
+    be one or have one below: such a row is given up. Where nothing at hand has a probability above 0, the search
+    ends: what is left are impossible classes, all alike.
+
     All rows go in lockstep. What a row has at hand grows by one a step and is looked through at every step: n
     steps take O(n^2), which `max_visited` bounds.
 
@@ -53,9 +57,10 @@ def best_first(
         dtype: of the log-probabilities.
 
     Returns:
-        The search, (N, k), (N, k) and (N,); and the rows (R,) it was given up for, whose answers are undefined.
+        The search, (N, k), (N, k) and (N,), its classes of value -inf undefined; and the rows (R,) it was given up
+        for, whose answers are undefined.
     """
-    values = torch.empty(num_rows, k, dtype=dtype, device=tree.device)
+    values = torch.full((num_rows, k), -torch.inf, dtype=dtype, device=tree.device)
     indices = torch.zeros(num_rows, k, dtype=torch.int64, device=tree.device)
     found, visited = indices.new_zeros(num_rows), indices.new_zeros(num_rows)
     rows = torch.arange(num_rows, device=tree.device)
@@ -89,9 +94,11 @@ def best_first(
         log_prob = torch.cat([log_prob.scatter(-1, place, below[:, :1]), below[:, 1:]], -1)
         at_hand = torch.cat([at_hand.scatter(-1, place, children[:, :1]), children[:, 1:]], -1)
 
-        searching, within = found[rows] < k, visited[rows] <= max_visited
+        possible = best.squeeze(-1) > least
+        searching, within = possible & (found[rows] < k), visited[rows] <= max_visited
         if not (searching & within).all():
-            given_up.append(rows[searching & ~within])
+            undecided = possible & ~searching & (log_prob.amax(-1) == best.squeeze(-1))
+            given_up.append(rows[(searching & ~within) | undecided])
             kept = (searching & within).nonzero().squeeze(-1)
             rows, log_prob, at_hand = rows[kept], log_prob[kept], at_hand[kept]
     values.masked_fill_(values == least, -torch.inf)
