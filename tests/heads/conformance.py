@@ -186,6 +186,7 @@ CASES = {
     "Softmax, square root of classes": exact(
         heads.Softmax, {"temperature": "sqrt_classes", "bias": False}, flat=True
     ),
+    "Softmax, capped": exact(heads.Softmax, {"softcap": 6.0, "temperature": 0.8}, flat=True),
     "Softmax, class weights": exact(weighted(heads.Softmax), flat=True, weighted=True, sized=False),
     "Softmax, smoothed": exact(heads.Softmax, {"label_smoothing": 0.2}, flat=True, plain=False),
     "Softmax, focal": exact(heads.Softmax, {"focal_gamma": 0.5}, flat=True, plain=False),
@@ -203,6 +204,7 @@ CASES = {
         heads.SigSoftmax, {"label_smoothing": 0.1, "temperature": "learned"}, plain=False
     ),
     "TopKSoftmax": exact(topk, flat=True, starts=False, zeros=True, sized=False),
+    "TopKSoftmax, capped": exact(topk, {"softcap": 1.5}, flat=True, starts=False, zeros=True, sized=False),
     "TopKSoftmax, class weights, temperature": exact(
         weighted(topk), {"temperature": 0.5}, flat=True, starts=False, zeros=True, weighted=True, sized=False
     ),
@@ -210,6 +212,7 @@ CASES = {
     "Entmax, sparsemax, no bias": exact(
         heads.Entmax, {"alpha": 2.0, "bias": False}, flat=True, plain=False, zeros=True
     ),
+    "Entmax, capped": exact(heads.Entmax, {"softcap": 2.5}, flat=True, plain=False, zeros=True),
     "Entmax, learned": exact(heads.Entmax, {"learn_alpha": True, "alpha": 1.3}, plain=False, zeros=True),
     "Entmax, class weights": exact(
         weighted(heads.Entmax), {"temperature": "learned"}, plain=False, zeros=True, weighted=True, sized=False
@@ -244,6 +247,13 @@ CASES = {
     ),
     "SampledSoftmax": Case(heads.SampledSoftmax),
     "SampledSoftmax, sparse": Case(heads.SampledSoftmax, {"sparse": True}),
+    "SampledSoftmax, capped": Case(heads.SampledSoftmax, {"softcap": 6.0}),
+    "SampledSoftmax, capped, per row, sparse, distinct": Case(
+        heads.SampledSoftmax,
+        {"softcap": 6.0, "shared": False, "sparse": True, "temperature": "learned"},
+        unique=True,
+        flat=False,
+    ),
     "SampledSoftmax, distinct": Case(heads.SampledSoftmax, unique=True),
     "SampledSoftmax, per row": Case(heads.SampledSoftmax, {"shared": False}),
     "SampledSoftmax, per row, distinct": Case(heads.SampledSoftmax, {"shared": False}, unique=True),
@@ -256,6 +266,7 @@ CASES = {
     "NCE, temperature": Case(heads.NCE, {"temperature": 2.0}),
     "NCE, sparse, per row": Case(heads.NCE, {"sparse": True, "shared": False}),
     "NCE, distinct": Case(heads.NCE, unique=True),
+    "NCE, capped, fixed log-partition": Case(heads.NCE, {"softcap": 9.0, "log_partition": 0.5}),
     "NCE, no bias": Case(heads.NCE, {"bias": False}),
     "NCE, fixed log-partition": Case(heads.NCE, {"log_partition": 1.5}),
     "NCE, learned log-partition": Case(heads.NCE, {"log_partition": "learned"}, flat=False),
@@ -269,8 +280,10 @@ CASES = {
     "NegativeSampling, calibrated": Case(heads.NegativeSampling, {"calibration": 0.75}),
     "OneVsEach": Case(heads.OneVsEach),
     "OneVsEach, sparse, per row": Case(heads.OneVsEach, {"sparse": True, "shared": False}),
+    "OneVsEach, capped": Case(heads.OneVsEach, {"softcap": 6.0}),
     "OneVsEach, distinct": Case(heads.OneVsEach, unique=True),
     "ImportanceSampledSoftmax": Case(heads.ImportanceSampledSoftmax),
+    "ImportanceSampledSoftmax, capped": Case(heads.ImportanceSampledSoftmax, {"softcap": 6.0}),
     "ImportanceSampledSoftmax, sparse, per row": Case(
         heads.ImportanceSampledSoftmax, {"sparse": True, "shared": False}
     ),

@@ -40,7 +40,8 @@ class Entmax(FlatHead):
         num_classes: V.
         alpha: $\alpha$, 1 or greater: 1 is softmax, 2 sparsemax. Where it starts, above 1, if it is learned.
         learn_alpha: make it a parameter, `raw_alpha`, with $\alpha = 1 + \log(1 + e^{\text{raw}})$.
-        **options: those of `FlatHead`: bias, temperature, class_weight, ignore_index, reduction, device, dtype.
+        **options: those of `FlatHead`: bias, temperature, softcap, class_weight, ignore_index, reduction, device,
+            dtype.
 
     References:
         Peters, Niculae and Martins, Sparse Sequence-to-Sequence Models, 2019.
@@ -131,14 +132,22 @@ class Entmax(FlatHead):
         """Apply a function of logits (n, V), what belongs to their rows, and alpha to a few rows at a time."""
         alpha = torch.as_tensor(self.alpha, dtype=torch.float64, device=self.weight.device)
         bias = self.exact_bias()
-        return linear_loss(function, self.divide(hidden), self.weight, linear_bias=bias, rows=rows, shared=(alpha,))
+        return linear_loss(
+            lambda scores, *others: function(self.bend(scores), *others),
+            self.divide(hidden),
+            self.weight,
+            linear_bias=bias,
+            rows=rows,
+            shared=(alpha,),
+        )
 
     def log_prob(self, hidden: Tensor) -> Tensor:
         """Return the exact log-probability of every class: (..., V), in nats; -inf outside the support."""
         self.check(hidden)
-        return log_entmax(
-            linear_logits(self.divide(hidden), self.weight, linear_bias=self.exact_bias()), self.alpha
-        )
+        return log_entmax(self._logits(hidden), self.alpha)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return self.bend(linear_logits(self.divide(hidden), self.weight, linear_bias=self.exact_bias()))
 
     @torch.no_grad()
     def topk(self, hidden: Tensor, k: int) -> TopK:
@@ -152,7 +161,7 @@ class Entmax(FlatHead):
         return topk_in_blocks(self._best, hidden, k, num_classes=self.num_classes, width=4 * self.num_classes)
 
     def _best(self, hidden: Tensor, k: int) -> TopK:
-        logits = linear_logits(self.divide(hidden), self.weight, linear_bias=self.exact_bias())
+        logits = self._logits(hidden)
         indices = topk_by_id(logits, k).indices
         return TopK(log_entmax(logits, self.alpha).gather(-1, indices), indices)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vastmax.heads.base import Head
 from vastmax.heads.targets import unmasked
 from vastmax.scoring import linear_cross_entropy, linear_log_partition, linear_logits, linear_topk
-from vastmax.scoring.links import Link
+from vastmax.scoring.links import Link, SoftCap, link_of
 from vastmax.scoring.top import TopK
 from vastmax.validation import check_finite, check_finite_number, check_per_class
 
@@ -19,7 +19,8 @@ from vastmax.validation import check_finite, check_finite_number, check_per_clas
 class FlatHead(Head):
     r"""A head with the parameters of `nn.Linear(in_features, num_classes)`, under the same names.
 
-    $$s_c = \frac{h \cdot w_c + b_c}{T}$$
+    $$s_c = \text{cap}\left(\frac{h \cdot w_c + b_c}{T}\right), \qquad
+      \text{cap}(x) = \text{softcap} \tanh \frac x {\text{softcap}}$$
 
     `linear.load_state_dict(head.state_dict())` and the reverse both work, unless the temperature is learned. A
     subclass calls `reset_parameters` at the end of its constructor, when all that a start may depend on is there.
@@ -30,6 +31,8 @@ class FlatHead(Head):
         bias: whether each class has a bias.
         temperature: T, greater than 0; `"learned"`, a parameter `log_temperature` that starts at log 1; or
             `"sqrt_classes"`, the square root of V.
+        softcap: bound on the size of a logit, greater than 0, in training and in all that the head tells; no bound,
+            $\text{cap}(x) = x$, if None. Not for a head whose logits are another function of the scores.
         class_weight: (V,) weight of each class in the training loss; 1 if None. The mean divides by the weights.
         ignore_index: rows with this target take no part in a loss.
         reduction: `"mean"`, `"sum"` or `"none"`.
@@ -49,6 +52,7 @@ class FlatHead(Head):
         *,
         bias: bool = True,
         temperature: float | str = 1.0,
+        softcap: float | None = None,
         class_weight: Tensor | None = None,
         ignore_index: int = -100,
         reduction: str = "mean",
@@ -67,9 +71,20 @@ class FlatHead(Head):
         empty = torch.empty(num_classes, device=device, dtype=dtype)
         self.register_parameter("bias", nn.Parameter(empty) if bias else None)
         self._temperature = _temperature(temperature, num_classes)
+        self.link = self._link(softcap)
         learned = temperature == "learned"
         zero = torch.zeros((), device=device, dtype=dtype)
         self.register_parameter("log_temperature", nn.Parameter(zero) if learned else None)
+
+    def _link(self, softcap: float | None) -> Link | None:
+        """What makes logits of the scores of this head, by its kind or by a cap."""
+        kind = type(self).link
+        if softcap is not None and kind is not None:
+            raise ValueError(
+                f"softcap: expected None in {type(self).__name__}, whose logits are {kind!r} of its scores, "
+                f"got {softcap}"
+            )
+        return link_of(softcap, kind)
 
     @abstractmethod
     def forward(
@@ -109,6 +124,10 @@ class FlatHead(Head):
         masked = scores.isneginf()
         return (scores.masked_fill(masked, 0.0) / self.temperature).masked_fill(masked, -torch.inf)
 
+    def bend(self, scores: Tensor) -> Tensor:
+        """Return the logits of scores that are divided by the temperature."""
+        return scores if self.link is None else self.link(scores)
+
     @torch.no_grad()
     def start_at(self, log_prob: Tensor) -> None:
         """Set the bias so that, where hidden . weight is 0, the classes have these log-probabilities.
@@ -119,7 +138,8 @@ class FlatHead(Head):
             log_prob: (V,) finite, in nats.
 
         Raises:
-            ValueError: a head without bias, or a `log_prob` of another shape or not finite.
+            ValueError: a head without bias; a `log_prob` of another shape, not finite, or out of the reach of a
+                `softcap`.
         """
         if self.bias is None:
             raise ValueError("start_at: expected a head with bias=True, got one with bias=False")
@@ -129,7 +149,13 @@ class FlatHead(Head):
         if offset is not None:
             # A class whose offset is -inf has probability 0 whatever its bias is.
             log_prob = log_prob - offset.masked_fill(offset.isneginf(), 0.0)
-        self.bias.copy_(self.temperature * (log_prob if self.link is None else self.link.inverse(log_prob)))
+        scores = log_prob if self.link is None else self.link.inverse(log_prob)
+        if isinstance(self.link, SoftCap) and not scores.isfinite().all():
+            raise ValueError(
+                f"log_prob: expected logits of a size below softcap = {self.link.softcap:g}, "
+                f"got one of {log_prob.abs().max().item():g}"
+            )
+        self.bias.copy_(self.temperature * scores)
 
     def log_prob_offset(self) -> Tensor | None:
         """What to add to each class's logit to make it a log-probability up to a constant of the row: (V,)."""
@@ -161,7 +187,7 @@ class FlatHead(Head):
         """Return the exact log-probability of every class: (..., V), in nats, in at least float32."""
         self.check(hidden)
         scores = linear_logits(self.divide(hidden), self.weight, linear_bias=self.exact_bias())
-        return (scores if self.link is None else self.link(scores)).log_softmax(-1)
+        return self.bend(scores).log_softmax(-1)
 
     def topk(self, hidden: Tensor, k: int) -> TopK:
         """Return the k most probable classes of each row, without an N x V tensor.
@@ -183,7 +209,8 @@ class FlatHead(Head):
         """Describe the head as `nn.Linear` does."""
         learned = "'learned'" if self.log_temperature is not None else f"{self._temperature:g}"
         temperature = "" if learned == "1" else f", temperature={learned}"
-        return f"{super().extra_repr()}, bias={self.bias is not None}{temperature}"
+        cap = f", softcap={self.link.softcap:g}" if isinstance(self.link, SoftCap) else ""
+        return f"{super().extra_repr()}, bias={self.bias is not None}{temperature}{cap}"
 
 
 def _temperature(temperature: object, num_classes: int) -> float:

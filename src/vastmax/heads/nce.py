@@ -12,7 +12,7 @@ from vastmax.functional import log_partition_estimate, nce_loss
 from vastmax.heads.sampled_head import SampledHead, Scores
 from vastmax.samplers import Batch, Candidates, HardNegatives, Sampler
 from vastmax.scoring.chosen_losses import noise_contrast
-from vastmax.validation import check_finite_number
+from vastmax.validation import check_finite_number, check_per_class
 
 
 class NCE(SampledHead):
@@ -132,11 +132,10 @@ class NCE(SampledHead):
 
     def start_at(self, log_prob: Tensor) -> None:
         """Set the bias so that, where hidden is 0, the classes have these log-probabilities, and Z is 1."""
-        super().start_at(log_prob)
-        assert self.bias is not None
+        check_per_class("log_prob", log_prob, self.num_classes)
         with torch.no_grad():
             given = self._given_log_partition(self.weight.new_zeros(1, self.in_features)).item()
-            self.bias.add_(self.temperature * given)
+        super().start_at(log_prob + given)
 
     def log_partition(self, hidden: Tensor) -> Tensor:
         r"""Return $\log Z - c(h)$ of each row (...): what the model falls short of normalising itself by."""

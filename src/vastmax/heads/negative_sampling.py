@@ -37,7 +37,7 @@ class NegativeSampling(SampledHead):
 
     Raises:
         TypeError, ValueError: a `calibration` outside [0, 1]; a sampler whose q depends on the batch, of which
-            there is no count per class to put back.
+            there is no count per class to put back; a `softcap`, which the optimum would not keep to.
 
     References:
         Mikolov et al., Distributed Representations of Words and Phrases and their Compositionality, 2013.
@@ -56,6 +56,11 @@ class NegativeSampling(SampledHead):
         if calibration > 1:
             raise ValueError(f"calibration: expected a number from 0 to 1, got {calibration}")
         super().__init__(in_features, num_classes, **options)
+        if self.link is not None:
+            raise ValueError(
+                f"softcap: expected None in {type(self).__name__}, which learns log(p / q), that has no bounds, "
+                f"got {options['softcap']}"
+            )
         if self.sampler.conditional:
             raise ValueError(
                 f"sampler: expected one whose q does not depend on the batch, got {type(self.sampler).__name__}; "

@@ -56,7 +56,8 @@ class SampledHead(FlatHead):
         num_samples: k, candidates drawn for a step or, with `shared=False`, for each row.
         shared: draw one set of candidates for all rows of a batch; scoring it is one matrix product.
         sparse: give weight and bias sparse gradients, as `nn.Embedding(sparse=True)` does.
-        **options: those of `FlatHead`: bias, temperature, class_weight, ignore_index, reduction, device, dtype.
+        **options: those of `FlatHead`: bias, temperature, softcap, class_weight, ignore_index, reduction, device,
+            dtype.
     """
 
     takes_probabilities = False
@@ -107,7 +108,7 @@ class SampledHead(FlatHead):
     ) -> Tensor | None:
         """Return the same loss (N,) by a kernel that reads each class row once; None if there is no such kernel.
 
-        It is asked for heads whose temperature is a number.
+        It is asked for heads whose temperature is a number, without a softcap.
         """
         return None
 
@@ -150,7 +151,7 @@ class SampledHead(FlatHead):
         target_log_count = noise.log_expected_count(target, size)
         self._check_drawable(target, target_log_count)
         candidates = self._drawn_from(noise, batch).sample(size, generator=generator)
-        if self.log_temperature is None:
+        if self.log_temperature is None and self.link is None:
             loss = self.loss_in_one_pass(hidden, target, target_log_count, candidates)
             if loss is not None:
                 return loss
@@ -162,8 +163,9 @@ class SampledHead(FlatHead):
             linear_bias=self.bias,
             sparse=self.sparse,
         )
-        # Divided before they are corrected: the other order would scale the correction.
-        target_logit, sampled_logit = self.divide(target_logit).squeeze(-1), self.divide(sampled_logit)
+        # Divided and capped before they are corrected: the other order would scale the correction.
+        target_logit, sampled_logit = (self.bend(self.divide(scores)) for scores in (target_logit, sampled_logit))
+        target_logit = target_logit.squeeze(-1)
         return self.loss(Scores(hidden, target, target_logit, sampled_logit, target_log_count, candidates))
 
     def _drawn_from(self, noise: Sampler, batch: Batch) -> Sampler:

@@ -19,7 +19,7 @@ from vastmax.validation import check_finite, check_finite_number, check_per_clas
 class Softmax(FlatHead):
     r"""The exact softmax, in memory bounded by one block of logits.
 
-    $$\ell = \log \sum_c e^{s_c} - s_y, \qquad s_c = \frac{h \cdot w_c + b_c}{T}$$
+    $$\ell = \log \sum_c e^{s_c} - s_y, \qquad s_c = \text{cap}\left(\frac{h \cdot w_c + b_c}{T}\right)$$
 
     A step costs O(V): three matrix products of N x d x V and a dense optimizer step. It is the yardstick of every
     other head, and with its weights any other flat head can be served.
@@ -42,7 +42,8 @@ class Softmax(FlatHead):
             of rows at a time; see `functional.linear_cross_entropy`, whose bound holds. The loss stays exact.
         product_dtype: `torch.bfloat16` to round the factors of the training loss's matrix products, on a CPU that
             has such products; see there, too. Neither is for targets of several classes, computed in full.
-        **options: those of `FlatHead`: bias, temperature, class_weight, ignore_index, reduction, device, dtype.
+        **options: those of `FlatHead`: bias, temperature, softcap, class_weight, ignore_index, reduction, device,
+            dtype.
 
     References:
         Szegedy et al., Rethinking the Inception Architecture for Computer Vision, 2016 (label smoothing).

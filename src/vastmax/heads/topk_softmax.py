@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -33,7 +32,8 @@ class TopKSoftmax(FlatHead):
         in_features: d, the size of a hidden row.
         num_classes: V.
         k: classes that share the probability, from 2 to V; 1 only where V is 1.
-        **options: those of `FlatHead`: bias, temperature, class_weight, ignore_index, reduction, device, dtype.
+        **options: those of `FlatHead`: bias, temperature, softcap, class_weight, ignore_index, reduction, device,
+            dtype.
 
     Example:
         >>> head = TopKSoftmax(16, 1000, 10)
@@ -64,30 +64,34 @@ class TopKSoftmax(FlatHead):
         return self._train(self._row_loss, hidden, target, sample_weight, target_weight)
 
     def _row_loss(self, hidden: Tensor, target: Tensor) -> Tensor:
-        loss = functools.partial(topk_softmax_loss, k=self.k, ignore_index=None, reduction="none")
-        return linear_loss(loss, self.divide(hidden), self.weight, linear_bias=self.exact_bias(), rows=(target,))
+        return linear_loss(
+            self._loss, self.divide(hidden), self.weight, linear_bias=self.exact_bias(), rows=(target,)
+        )
+
+    def _loss(self, scores: Tensor, target: Tensor) -> Tensor:
+        return topk_softmax_loss(self.bend(scores), target, self.k, ignore_index=None, reduction="none")
 
     def _row_nll(self, hidden: Tensor, target: Tensor) -> Tensor:
         return linear_loss(
             self._nll, self.divide(hidden), self.weight, linear_bias=self.exact_bias(), rows=(target,)
         )
 
-    def _nll(self, logits: Tensor, target: Tensor) -> Tensor:
-        log_prob, indices = self._log_softmax_of_largest(logits)
+    def _nll(self, scores: Tensor, target: Tensor) -> Tensor:
+        log_prob, indices = self._log_softmax_of_largest(scores)
         own = indices == target.unsqueeze(-1)
         return torch.where(own.any(-1), -log_prob.masked_fill(~own, 0.0).sum(-1), torch.inf)
 
-    def _log_softmax_of_largest(self, logits: Tensor) -> TopK:
-        """The classes of logits (n, V) that share the probability and its logarithm, both (n, k)."""
-        values, indices = topk_by_id(logits, self.k)
+    def _log_softmax_of_largest(self, scores: Tensor) -> TopK:
+        """The classes of scores (..., V) that share the probability and its logarithm, both (..., k)."""
+        values, indices = topk_by_id(self.bend(scores), self.k)
         return TopK(values.log_softmax(-1), indices)
 
     def log_prob(self, hidden: Tensor) -> Tensor:
         """Return the exact log-probability of every class: (..., V), in nats; -inf for all but k."""
         self.check(hidden)
-        logits = linear_logits(self.divide(hidden), self.weight, linear_bias=self.exact_bias())
-        log_prob, indices = self._log_softmax_of_largest(logits)
-        return torch.full_like(logits, -torch.inf).scatter(-1, indices, log_prob)
+        scores = linear_logits(self.divide(hidden), self.weight, linear_bias=self.exact_bias())
+        log_prob, indices = self._log_softmax_of_largest(scores)
+        return torch.full_like(scores, -torch.inf).scatter(-1, indices, log_prob)
 
     def topk(self, hidden: Tensor, k: int) -> TopK:
         """Return the k most probable classes of each row, without an N x V tensor.
@@ -99,7 +103,7 @@ class TopKSoftmax(FlatHead):
         self.check(hidden)
         check_k(k, self.num_classes)
         values, indices = linear_topk(
-            self.divide(hidden), self.weight, max(k, self.k), linear_bias=self.exact_bias()
+            self.divide(hidden), self.weight, max(k, self.k), linear_bias=self.exact_bias(), link=self.link
         )
         nothing = torch.full_like(values[..., self.k :], -torch.inf)
         values = torch.cat([values[..., : self.k].log_softmax(-1), nothing], -1)
@@ -114,8 +118,8 @@ class TopKSoftmax(FlatHead):
         )
         return found.view(rows)
 
-    def _log_partition(self, logits: Tensor) -> Tensor:
-        return topk_by_id(logits, self.k).values.logsumexp(-1)
+    def _log_partition(self, scores: Tensor) -> Tensor:
+        return topk_by_id(self.bend(scores), self.k).values.logsumexp(-1)
 
     def extra_repr(self) -> str:
         """Describe the head as `nn.Linear` does, and its k."""

@@ -9,7 +9,7 @@ from vastmax.reduction import REDUCTIONS, check_sample_weight, total_weight
 from vastmax.scoring.blocks import LinearScorer, RowStatistics
 from vastmax.scoring.every_class import check_linear, row_statistics, summed_loss
 from vastmax.scoring.focal import focal
-from vastmax.scoring.links import Link, SoftCap
+from vastmax.scoring.links import Link, link_of
 from vastmax.scoring.products import check_product_dtype
 from vastmax.scoring.soft_cross_entropy import linear_soft_cross_entropy
 from vastmax.validation import (
@@ -113,10 +113,7 @@ def linear_cross_entropy(
     check_finite_number("focal_gamma", focal_gamma, at_least=0.0)
     check_filter_eps(filter_eps, label_smoothing)
     check_product_dtype(product_dtype, input.device)
-    if softcap is not None:
-        if link is not None:
-            raise ValueError(f"link: expected none beside softcap={softcap}, got {link!r}")
-        link = SoftCap(check_finite_number("softcap", softcap, above=0.0))
+    link = link_of(softcap, link)
     if check_finite_number("label_smoothing", label_smoothing, at_least=0.0) > 1.0:
         raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
     if sample_weight is not None:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vastmax.validation import check_finite_number
+
 
 class Link(Protocol):
     """An increasing function of a score that leaves -inf, a masked class, where it is."""
@@ -42,7 +44,21 @@ class SoftCap:
 
     def inverse(self, logit: Tensor) -> Tensor:
         """Return the scores that have these logits, infinite where their size reaches the cap."""
-        return self.softcap * torch.atanh(logit / self.softcap)
+        return self.softcap * torch.atanh((logit / self.softcap).clamp(-1, 1))
+
+
+def link_of(softcap: float | None, link: Link | None) -> Link | None:
+    """Return the link that one of these names, None if neither does.
+
+    Raises:
+        TypeError, ValueError: both are given, or a cap that is not a finite number greater than 0.
+    """
+    if softcap is None:
+        return link
+    cap = SoftCap(check_finite_number("softcap", softcap, above=0.0))
+    if link is not None:
+        raise ValueError(f"link: expected none beside softcap={softcap}, got {link!r}")
+    return cap
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from vastmax.kernels import implementation
 from vastmax.scoring.blocks import LinearScorer
 from vastmax.scoring.every_class import check_linear
-from vastmax.scoring.links import Link
+from vastmax.scoring.links import Link, link_of
 from vastmax.validation import check_finite, check_positive_int
 
 TIED_ELEMENTS = 1 << 20
@@ -75,12 +75,13 @@ def linear_topk(
     k: int,
     *,
     linear_bias: Tensor | None = None,
+    softcap: float | None = None,
     link: Link | None = None,
     block_size: int | None = None,
 ) -> TopK:
     r"""Return the k largest log-probabilities of a linear layer's softmax and their classes, exactly.
 
-    $$\log p_{rc} = h_r \cdot w_c + b_c - \log Z_r$$
+    $$\log p_{rc} = s_{rc} - \log Z_r, \qquad s_{rc} = \text{cap}(h_r \cdot w_c + b_c)$$
 
     Logits are made one block at a time; a running best k and what log Z is made of are kept. No gradient.
 
@@ -89,7 +90,9 @@ def linear_topk(
         linear_weight: (V, d) class rows.
         k: classes wanted, at most V.
         linear_bias: (V,) or None.
-        link: an increasing function from scores to logits, of `vastmax.scoring.links`.
+        softcap: bound on the size of a logit, $\text{cap}(x) = \text{softcap} \tanh(x / \text{softcap})$; None for
+            no bound.
+        link: an increasing function from scores to logits, of `vastmax.scoring.links`, in place of `softcap`.
         block_size: classes scored at a time; chosen from the shapes if omitted.
 
     Returns:
@@ -98,7 +101,7 @@ def linear_topk(
 
     Raises:
         TypeError: a tensor of the wrong dtype, or k not an integer.
-        ValueError: shapes that do not fit, k out of range, NaN or infinite input.
+        ValueError: shapes that do not fit, k or the cap out of range, NaN or infinite input.
 
     Example:
         >>> hidden, weight = torch.randn(4, 8), torch.randn(1000, 8)
@@ -113,7 +116,9 @@ def linear_topk(
     rows = input.shape[:-1]
     hidden = input.reshape(-1, linear_weight.shape[1])
     target = torch.zeros(hidden.shape[0], dtype=torch.int64, device=hidden.device)
-    scorer = LinearScorer(hidden, linear_weight, linear_bias, target, link=link, block_size=block_size)
+    scorer = LinearScorer(
+        hidden, linear_weight, linear_bias, target, link=link_of(softcap, link), block_size=block_size
+    )
     values = hidden.new_empty((hidden.shape[0], k), dtype=scorer.dtype)
     indices = torch.empty((hidden.shape[0], k), dtype=torch.int64, device=hidden.device)
     with torch.autocast(hidden.device.type, enabled=False):
