@@ -23,22 +23,24 @@ class Loss:
     """Its candidates can be left out by `mask`."""
     dense: bool = True
     """Every logit has a part in it."""
+    shifts: bool = False
+    """It depends on how far the logits are from the target's, and is computed from that."""
 
     def __call__(self, logits: torch.Tensor, **options) -> torch.Tensor:
         return self.call(logits, **options)
 
 
-def corrected(loss, **fixed):
+def corrected(loss, *, shifts=False, **fixed):
     def call(logits, **options):
         log_count = LOG_COUNT[: logits.shape[-1]]
         target_log_count = log_count[0].expand(logits.shape[:-1])
         return loss(logits[..., 0], logits[..., 1:], target_log_count, log_count[1:], **fixed, **options)
 
-    return Loss(call)
+    return Loss(call, shifts=shifts)
 
 
-def uncorrected(loss, **fixed):
-    return Loss(lambda logits, **options: loss(logits[..., 0], logits[..., 1:], **fixed, **options))
+def uncorrected(loss, *, shifts=False, **fixed):
+    return Loss(lambda logits, **options: loss(logits[..., 0], logits[..., 1:], **fixed, **options), shifts=shifts)
 
 
 def weighted(logits, **options):
@@ -80,14 +82,14 @@ def to_a_distribution(logits, **options):
 
 
 LOSSES = {
-    "sampled_softmax": corrected(F.sampled_softmax_loss),
+    "sampled_softmax": corrected(F.sampled_softmax_loss, shifts=True),
     "nce": corrected(F.nce_loss),
     "nce, weighted": Loss(weighted),
     "negative_sampling": uncorrected(F.negative_sampling_loss),
     "negative_sampling, calibrated": uncorrected(F.negative_sampling_loss, positive_weight=0.3),
-    "one_vs_each": uncorrected(F.one_vs_each_loss),
-    "one_vs_each, sampled": Loss(counted_pairs),
-    "importance_sampled_softmax": Loss(importance),
+    "one_vs_each": uncorrected(F.one_vs_each_loss, shifts=True),
+    "one_vs_each, sampled": Loss(counted_pairs, shifts=True),
+    "importance_sampled_softmax": Loss(importance, shifts=True),
     "cross_entropy": of_classes(F.cross_entropy),
     "focal": of_classes(F.focal_loss, gamma=1.5),
     "logit_adjusted": of_classes(F.logit_adjusted_cross_entropy, log_prior=LOG_COUNT, tau=0.7),

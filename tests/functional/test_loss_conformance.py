@@ -107,6 +107,24 @@ def test_large_logits_stay_finite(loss, size):
     assert gradient(value, s).isfinite().all()
 
 
+@pytest.mark.parametrize("offset", [0.0, 1e2, 1e4, 1e6, 1e8])
+@pytest.mark.parametrize("lead", [-8, 0, 8, 16, 24])
+@pytest.mark.parametrize(
+    "loss", [x for x in LOSSES.values() if x.shifts], ids=[n for n in LOSSES if LOSSES[n].shifts]
+)
+def test_an_offset_of_all_logits_costs_no_digit(loss, offset, lead):
+    """Steps of 8 are exact in float32 beside 1e8, so that what is lost is lost by the loss; down to 1e-9 nats."""
+    steps = 8 * torch.randint(-4, 1, (5, 1 + K), generator=torch.Generator().manual_seed(2))
+    steps[:, 0], steps[:, 1] = lead, 0
+    s = (steps + offset).float().requires_grad_()
+    exact = steps.double().requires_grad_()
+    ours, theirs = loss(s, reduction="none"), loss(exact, reduction="none")
+    torch.testing.assert_close(ours.double(), theirs, rtol=3e-6, atol=0)
+    found = gradient(ours, s)
+    torch.testing.assert_close(found.double(), gradient(theirs, exact), rtol=3e-6, atol=1e-12)
+    assert found.sum(-1).abs().max() < 1e-6
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own look at it
 def test_compiled_gives_the_same(loss):
     s = logits(5)

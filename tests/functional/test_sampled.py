@@ -64,6 +64,13 @@ def test_an_infinite_count_counts_for_nothing(loss):
     assert torch.autograd.grad(ours.sum(), s)[0].isfinite().all()
 
 
+def test_a_masked_target_is_infinitely_wrong():
+    s = torch.tensor([[-torch.inf, 1.0, -torch.inf, 2.0]])
+    count = torch.zeros(3)
+    assert F.sampled_softmax_loss(s[:, 0], s[:, 1:], count[:1], count).isposinf()
+    assert F.importance_sampled_softmax_loss(s[:, 0], s[:, 1:], count).isposinf()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -65,6 +65,16 @@ def effective_sample_size(
     return weight.sum(-1).square() / weight.square().sum(-1).clamp(min=torch.finfo(weight.dtype).tiny)
 
 
+def beside_target(target_logit: Tensor, sampled_logit: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits, in at least float32, less the target's: a loss of their differences then keeps its digits.
+
+    In float32 logits of 1e6 are known to 1/16, and so is a log-partition of theirs. A target's logit of -inf stays.
+    """
+    target, sampled = uncorrected(target_logit, sampled_logit, None)
+    base = target.masked_fill(target.isneginf(), 0.0)
+    return target - base, sampled - base.unsqueeze(-1)
+
+
 def corrected(
     target_logit: Tensor,
     sampled_logit: Tensor,
@@ -74,12 +84,17 @@ def corrected(
 ) -> tuple[Tensor, Tensor]:
     """Subtract the log counts; a candidate that is left out becomes -inf."""
     target, _ = uncorrected(target_logit, sampled_logit, mask)
-    if target_log_count.shape != target.shape:
+    check_target_log_count(target_log_count, target)
+    return target - target_log_count.to(target.dtype), log_ratio(sampled_logit, sampled_log_count, mask)
+
+
+def check_target_log_count(target_log_count: Tensor, target_logit: Tensor) -> None:
+    """Raise ValueError unless each target has one finite log count."""
+    if target_log_count.shape != target_logit.shape:
         raise ValueError(
-            f"target_log_count: expected shape {tuple(target.shape)}, got {tuple(target_log_count.shape)}"
+            f"target_log_count: expected shape {tuple(target_logit.shape)}, got {tuple(target_log_count.shape)}"
         )
     check_finite("target_log_count", target_log_count)
-    return target - target_log_count.to(target.dtype), log_ratio(sampled_logit, sampled_log_count, mask)
 
 
 def uncorrected(target_logit: Tensor, sampled_logit: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -11,11 +11,17 @@ it in both cases, because they need the expected count of every class to be $m_c
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vastmax.functional.candidates import check_candidates, corrected, log_partition_estimate, uncorrected
+from vastmax.functional.candidates import (
+    beside_target,
+    check_candidates,
+    check_target_log_count,
+    corrected,
+    log_partition_estimate,
+    uncorrected,
+)
 from vastmax.reduction import reduce_rows
 from vastmax.validation import check_finite_number
 
@@ -61,9 +67,11 @@ def sampled_softmax_loss(
         >>> torch.allclose(loss, -s.log_softmax(-1)[0, 0])
         True
     """
-    target, sampled = corrected(target_logit, sampled_logit, target_log_count, sampled_log_count, mask)
-    logits = torch.cat([target.unsqueeze(-1), sampled], -1)
-    return reduce_rows(logits.logsumexp(-1) - target, reduction=reduction)
+    target, sampled = beside_target(target_logit, sampled_logit)
+    check_target_log_count(target_log_count, target)
+    others = log_partition_estimate(sampled, sampled_log_count, mask=mask)
+    log_odds = target - target_log_count.to(target.dtype) - others
+    return reduce_rows(-functional.logsigmoid(log_odds), reduction=reduction)
 
 
 def nce_loss(
@@ -246,8 +254,8 @@ def importance_sampled_softmax_loss(
         >>> torch.allclose(importance_sampled_softmax_loss(s[:, 0], s, torch.zeros(3)), -s.log_softmax(-1)[0, 0])
         True
     """
-    target, _ = uncorrected(target_logit, sampled_logit, mask)
-    log_partition = log_partition_estimate(sampled_logit, sampled_log_count, mask=mask)
+    target, sampled = beside_target(target_logit, sampled_logit)
+    log_partition = log_partition_estimate(sampled, sampled_log_count, mask=mask)
     without = log_partition.isneginf()
     loss = log_partition.masked_fill(without, 0.0) - target
     return reduce_rows(loss, reduction=reduction, ignored=without)
