@@ -133,3 +133,58 @@ def test_logits_far_apart_neither_overflow_nor_vanish(kernels, dtype):
     loss = kernels.logistic_logits_(noise, torch.zeros(3, dtype=dtype), 1.0)
     torch.testing.assert_close(loss, torch.tensor([200 + math.log(2)], dtype=dtype))
     torch.testing.assert_close(noise, torch.tensor([[0.0, 0.5, 1.0]], dtype=dtype))
+
+
+OFFSETS = [0.0, 1e2, 1e4, 1e6, 1e8]
+HALF = 0.5  # a scale that costs no digit either
+LEADS = torch.tensor([-16, 0, 8, 16, 24])  # of the target: from losses of 16 nats to losses of 1e-10
+
+
+def offset_problem(offset, dtype):
+    """Five rows of logits in steps of 8, exact beside 1e8, as hidden and class rows; the target comes first."""
+    step = torch.tensor([0, 0, -8, -16, 8])
+    logits = torch.where(torch.arange(5) == 0, LEADS[:, None], step).to(dtype) / HALF
+    hidden = torch.tensor([[1.0, offset]] * 5, dtype=dtype)
+    weight = torch.stack([logits.flatten(), torch.ones(25, dtype=dtype)], -1)
+    return hidden, weight, torch.arange(25).view(5, 5), hidden @ weight.t()
+
+
+@pytest.mark.parametrize("offset", OFFSETS)
+def test_an_offset_of_all_logits_costs_no_digit(kernels, offset):
+    """To the rounding of the log counts, at offsets to 1e8 and losses down to 1e-10; slopes sum to zero."""
+    log_count = torch.tensor([0.5, -0.25, 1.0, -1.5, -3.0])
+    hidden, weight, ids, logits = offset_problem(offset, torch.float32)
+    rows = kernels.softmax_rows(hidden, weight, None, ids, log_count.repeat(5, 1), HALF)
+    own = logits.gather(-1, ids)
+    target, slope = own[:, 0].clone(), own[:, 1:].clone()
+    loss, target_slope = kernels.softmax_logits_(
+        target, slope, log_count[0].expand(5).contiguous(), log_count[1:], ids[0, 1:], torch.full((5,), -1), HALF
+    )
+
+    x = (HALF * offset_problem(0.0, torch.float64)[3].gather(-1, ids) - log_count.double()).requires_grad_()
+    expected = torch.nn.functional.softplus(x[:, 1:].logsumexp(-1) - x[:, 0])
+    expected_slope = HALF * torch.autograd.grad(expected.sum(), x)[0]
+    for found, slopes in (
+        (rows.loss, rows.slope),
+        (loss, torch.cat([target_slope[:, None], slope], -1)),
+    ):
+        torch.testing.assert_close(found.double(), expected.detach(), rtol=3e-6, atol=0)
+        torch.testing.assert_close(slopes.double(), expected_slope, rtol=3e-6, atol=1e-30)
+        assert (slopes.sum(-1).abs() <= 1e-6 * slopes.abs().amax(-1)).all()
+
+
+def test_a_masked_target_is_infinitely_wrong(kernels, dtype):
+    """Nor does a nan come of it: the other classes are pushed down by their shares."""
+    target, logits = torch.full((1,), -torch.inf, dtype=dtype), torch.zeros(1, 2, dtype=dtype)
+    zeros = torch.zeros(2, dtype=dtype)
+    loss, slope = kernels.softmax_logits_(
+        target, logits, zeros[:1], zeros, torch.arange(2), torch.tensor([-1]), 1.0
+    )
+    assert loss.isposinf().all()
+    torch.testing.assert_close(torch.cat([slope, logits[0]]), torch.tensor([-1.0, 0.5, 0.5], dtype=dtype))
+    bias = torch.tensor([-torch.inf, 0.0, 0.0], dtype=dtype)
+    rows = kernels.softmax_rows(
+        zeros[:1, None], zeros.new_zeros(3, 1), bias, torch.arange(3)[None], zeros.new_zeros(1, 3), 1.0
+    )
+    assert rows.loss.isposinf().all()
+    torch.testing.assert_close(rows.slope, torch.tensor([[-1.0, 0.5, 0.5]], dtype=dtype))

@@ -70,6 +70,43 @@ def test_tiny_logistic_losses_are_known_to_their_own_rounding(device):
     assert_same(triton.logistic_rows(*given, 1.0), expected, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("offset", [0.0, 1e2, 1e4, 1e6, 1e8])
+def test_an_offset_of_all_logits_costs_no_digit(device, offset):
+    """Steps of 8 are exact beside 1e8; losses of 16 nats to 1e-10, to the rounding of the log counts."""
+    lead, num_ids, half = torch.tensor([-16, 0, 8, 16, 24], device=device), 6, 0.5
+    step = torch.tensor([0, 0, -8, -16, 8, -8], device=device)
+    logits = torch.where(torch.arange(num_ids, device=device) == 0, lead[:, None], step).float() / half
+    ids = torch.arange(logits.numel(), device=device).view(logits.shape)
+    log_count = torch.tensor([0.5, -0.25, 1.0, -1.5, -3.0, 0.75], device=device).repeat(5, 1)
+    weight = torch.stack([logits.flatten(), torch.ones_like(logits.flatten())], -1)
+    hidden = torch.tensor([[1.0, offset]], device=device).repeat(5, 1)
+    plain = hidden * torch.tensor([1.0, 0.0], device=device)
+    expected = reference.softmax_rows(*double(plain, weight, None, ids, log_count), half)
+    found = triton.softmax_rows(hidden, weight, None, ids, log_count, half)
+    assert_same(found[:2], expected[:2], rtol=5e-6, atol=1e-30)
+
+    scores = logits + offset
+    target, slope, left_out = scores[:, 0], scores[:, 1:].clone(), torch.full((5,), -1, device=device)
+    loss, of_target = triton.softmax_logits_(
+        target, slope, log_count[:, 0], log_count[0, 1:], ids[0, 1:], left_out, half
+    )
+    slopes = torch.cat([of_target[:, None], slope], -1)
+    assert_same((loss, slopes), expected[:2], rtol=5e-6, atol=1e-30)
+
+
+def test_a_masked_target_is_infinitely_wrong(device):
+    target, logits, zeros = torch.full((1,), -torch.inf, device=device), *torch.zeros(2, 2, device=device)
+    logits, none = logits[None], torch.tensor([-1], device=device)
+    ids = torch.arange(3, device=device)
+    loss, slope = triton.softmax_logits_(target, logits, zeros[:1], zeros, ids[:2], none, 1.0)
+    assert loss.isposinf().all()
+    torch.testing.assert_close(torch.cat([slope, logits[0]]).cpu(), torch.tensor([-1.0, 0.5, 0.5]))
+    bias = torch.cat([target, zeros])
+    rows = triton.softmax_rows(zeros[:1, None], bias.new_zeros(3, 1), bias, ids[None], bias.new_zeros(1, 3), 1.0)
+    assert rows.loss.isposinf().all()
+    torch.testing.assert_close(rows.slope.cpu(), torch.tensor([[-1.0, 0.5, 0.5]]))
+
+
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("num_ids", [0, 1, 37, 2500])
 def test_logistic_logits(device, num_ids, shared):

@@ -1,4 +1,8 @@
-"""Losses of each row's logits of some classes: class rows are read once, while they are in the cache."""
+"""Losses of each row's logits of some classes: class rows are read once, while they are in the cache.
+
+A softmax is taken of logits less the target's, and its loss, where the target leads, from the others' mass alone:
+neither an offset of the logits nor a small loss costs digits.
+"""
 
 from __future__ import annotations
 
@@ -142,29 +146,27 @@ def _softmax_rows(
     start: int,
     stop: int,
 ) -> None:
-    zero = scale - scale
+    zero, nothing = scale - scale, hidden.dtype.type(-np.inf)
     for row in range(start, stop):
         dot_row(hidden[row], weight, ids[row], slope[row])
         if len(bias) > 0:
             for j in range(ids.shape[1]):
                 slope[row, j] += bias[ids[row, j]]
+        base = slope[row, 0] if slope[row, 0] > nothing else zero
         for j in range(ids.shape[1]):
-            slope[row, j] = scale * slope[row, j] - offset[row, j]
+            slope[row, j] = scale * (slope[row, j] - base) - offset[row, j]
         target = slope[row, 0]
         shift = largest(slope[row], target)
-        total = zero
-        for j in range(ids.shape[1]):
-            e = exponential(slope[row, j] - shift)
-            slope[row, j] = e
-            total += e
-        loss[row] = math.log(total) + (shift - target)
-        for j in range(ids.shape[1]):
-            slope[row, j] *= scale / total
-        # 1 - p, from the others where p is near 1, so that it does not cancel.
         others = zero
         for j in range(1, ids.shape[1]):
-            others += slope[row, j]
-        slope[row, 0] = -others
+            e = exponential(slope[row, j] - shift)
+            slope[row, j] = e
+            others += e
+        total = others + exponential(target - shift)
+        loss[row] = math.log1p(others) if target == shift else math.log(total) + (shift - target)
+        slope[row, 0] = -scale * (others / total)
+        for j in range(1, ids.shape[1]):
+            slope[row, j] *= scale / total
         add_row(slope[row], weight, ids[row], grad_hidden[row])
 
 
@@ -196,16 +198,16 @@ def _softmax_logits(
     start: int,
     stop: int,
 ) -> None:
-    zero = scale - scale
-    nothing = logits.dtype.type(-np.inf)
+    zero, nothing = scale - scale, logits.dtype.type(-np.inf)
     for row in range(start, stop):
         s, o = logits[row], offset[row if len(offset) > 1 else 0]
         if left_out[row] >= 0:
             for j in range(len(s)):
                 s[j] = nothing if ids[j] == left_out[row] else s[j]
-        target = scale * target_logit[row] - target_offset[row]
+        base = target_logit[row] if target_logit[row] > nothing else zero
+        target = scale * (target_logit[row] - base) - target_offset[row]
         for j in range(len(s)):
-            s[j] = scale * s[j] - o[j]
+            s[j] = scale * (s[j] - base) - o[j]
         shift = largest(s, target)
         others = zero
         for j in range(len(s)):
@@ -213,7 +215,7 @@ def _softmax_logits(
             s[j] = e
             others += e
         total = others + exponential(target - shift)
-        loss[row] = math.log(total) + (shift - target)
+        loss[row] = math.log1p(others) if target == shift else math.log(total) + (shift - target)
         slope[row] = -scale * (others / total)
         for j in range(len(s)):
             s[j] *= scale / total

@@ -77,12 +77,10 @@ def softmax_rows(
         offset: (N, K) o, in the dtype of the arithmetic; +inf leaves a class out.
         scale: a.
     """
-    logits = scale * _scores(hidden, weight, bias, ids) - offset
-    log_prob = logits.log_softmax(-1)
-    slope = log_prob.exp()
-    slope[:, 0] -= 1
-    slope *= scale
-    return RowLosses(-log_prob[:, 0], slope, _weighted_rows(weight, ids, slope))
+    scores = _scores(hidden, weight, bias, ids)
+    slope = (scores - _finite(scores[:, :1])).mul_(scale).sub_(offset)
+    loss, slope[:, 0] = _cross_entropy_(slope[:, 0].clone(), slope[:, 1:], scale)
+    return RowLosses(loss, slope, _weighted_rows(weight, ids, slope))
 
 
 def logistic_logits_(logits: Tensor, offset: Tensor, scale: float) -> Tensor:
@@ -124,11 +122,29 @@ def softmax_logits_(
         left_out: (N,) int64: the class among `ids` that a row leaves out; -1 for none.
         scale: a.
     """
-    logits.mul_(scale).sub_(offset).masked_fill_(ids == left_out.unsqueeze(-1), -torch.inf)
-    target = scale * target_logit - target_offset
-    log_partition = torch.logaddexp(target, logits.logsumexp(-1))
-    logits.sub_(log_partition.unsqueeze(-1)).exp_().mul_(scale)
-    return log_partition - target, scale * torch.expm1(target - log_partition)
+    base = _finite(target_logit)
+    logits.sub_(base.unsqueeze(-1)).mul_(scale).sub_(offset)
+    logits.masked_fill_(ids == left_out.unsqueeze(-1), -torch.inf)
+    return _cross_entropy_(scale * (target_logit - base) - target_offset, logits, scale)
+
+
+def _finite(target_logit: Tensor) -> Tensor:
+    """What the logits of a row are taken less: the target's, so that none of their digits is lost to an offset."""
+    return target_logit.masked_fill(target_logit.isneginf(), 0.0)
+
+
+def _cross_entropy_(target: Tensor, others: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """The cross-entropy of targets (N,) beside others (N, K), and its slopes: returned, and left in `others`.
+
+    Where the target leads, by the others' mass alone: a sum that holds the target's 1 has no room for a small one.
+    """
+    shift = torch.maximum(target, others.amax(-1)) if others.shape[1] > 0 else target
+    shift = shift.clamp(min=torch.finfo(shift.dtype).min)
+    mass = others.sub_(shift.unsqueeze(-1)).exp_().sum(-1)
+    total = mass + (target - shift).exp()
+    loss = torch.where(target == shift, mass.log1p(), total.log() + (shift - target))
+    others.mul_((scale / total).unsqueeze(-1))
+    return loss, -scale * mass / total
 
 
 def _scores(hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor) -> Tensor:

@@ -8,7 +8,14 @@ from torch import Tensor
 from triton import language as tl  # type: ignore[import-untyped]
 
 from vastmax.kernels.reference.chosen_losses import RowLosses
-from vastmax.kernels.triton.compiling import LOWEST, kernel, launch, pointer, softplus_and_sigmoid
+from vastmax.kernels.triton.compiling import (
+    LOWEST,
+    cross_entropy,
+    kernel,
+    launch,
+    pointer,
+    softplus_and_sigmoid,
+)
 from vastmax.kernels.triton.gather import load_rows, tile_of_rows
 
 
@@ -151,7 +158,9 @@ def _softmax_rows(
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK_D)
     h = tl.load(hidden + row * size + columns, mask=columns < size, other=0.0).to(tl.float32)
-    # Sums over the classes beside the first, relative to e^shift, which rises with the largest logit seen.
+    # Logits are taken less the first class's score, so that an offset of all of them costs no digit; sums, over the
+    # classes beside the first, relative to e^shift, which rises with the largest logit seen.
+    base = tl.zeros((), tl.float32)
     shift = tl.full((), LOWEST, tl.float32)
     others = tl.zeros((), tl.float32)
     mean = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
@@ -165,7 +174,9 @@ def _softmax_rows(
         score = tl.sum(w * h[None, :], 1)
         if HAS_BIAS:
             score += tl.load(bias + own * bias_stride, mask=inside, other=0.0).to(tl.float32)
-        x = scale * score - tl.load(offset + place, mask=inside, other=float("inf")).to(tl.float32)
+        own_score = tl.sum(tl.where(j == 0, score, 0.0), 0)
+        base += tl.where(own_score == float("-inf"), 0.0, own_score)
+        x = scale * (score - base) - tl.load(offset + place, mask=inside, other=float("inf")).to(tl.float32)
         # The logits wait where their slopes will be, for the sum of all.
         tl.store(slope + place, x, mask=inside)
         target += tl.sum(tl.where(j == 0, x, 0.0), 0)
@@ -176,7 +187,7 @@ def _softmax_rows(
         mean = mean * shrink + e[:, None] * w
         shift = risen
     partition = others + tl.exp(target - shift)
-    tl.store(loss + row, tl.log(partition) + (shift - target))
+    tl.store(loss + row, cross_entropy(others, partition, shift - target))
     # 1 - p of the first class is what the others have, which does not cancel where p is near 1.
     first = tl.load(ids + row * num_ids)
     offsets = first.to(tl.int64) * row_stride + columns.to(tl.int64) * column_stride

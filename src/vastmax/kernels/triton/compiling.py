@@ -87,3 +87,19 @@ def softplus_and_sigmoid(x: tl.tensor) -> tl.tensor:
     """Return log(1 + e^x) and its derivative."""
     e = tl.exp(-tl.abs(x))
     return tl.maximum(x, 0.0) + log1p_of_share(e), tl.where(x >= 0, 1.0, e) / (1 + e)
+
+
+@kernel
+def cross_entropy(others: tl.tensor, partition: tl.tensor, behind: tl.tensor) -> tl.tensor:
+    """Return the cross-entropy of a target that is `behind` the largest logit of a row.
+
+    Where it leads and the others have little mass, by that mass alone: the partition, which holds the target's 1,
+    has no room for it.
+
+    Args:
+        others: the sum of exponentials of the logits beside the target's, less the largest logit.
+        partition: the same, with the target's.
+        behind: the largest logit less the target's, at least 0.
+    """
+    small = (behind == 0) & (others < 1)
+    return tl.where(small, log1p_of_share(tl.minimum(others, 1.0)), tl.log(partition) + behind)

@@ -6,7 +6,14 @@ from __future__ import annotations
 from torch import Tensor
 from triton import language as tl  # type: ignore[import-untyped]
 
-from vastmax.kernels.triton.compiling import kernel, launch, next_power_of_2, softplus_and_sigmoid
+from vastmax.kernels.triton.compiling import (
+    LOWEST,
+    cross_entropy,
+    kernel,
+    launch,
+    next_power_of_2,
+    softplus_and_sigmoid,
+)
 
 LOGITS_AT_A_TIME = 1 << 11
 """Logits of a row that a program holds at a time."""
@@ -113,15 +120,18 @@ def _softmax_logits(
 ) -> None:
     row = tl.program_id(0).to(tl.int64)
     without = tl.load(left_out + row)
-    target = scale * tl.load(target_logit + row) - tl.load(target_offset + row)
-    shift = tl.zeros((BLOCK_K,), tl.float32) + target
+    # Logits are taken less the target's, so that an offset of all of them costs no digit.
+    own = tl.load(target_logit + row)
+    base = tl.where(own == float("-inf"), 0.0, own)
+    target = scale * (own - base) - tl.load(target_offset + row)
+    shift = tl.zeros((BLOCK_K,), tl.float32) + tl.maximum(target, LOWEST)
     others = tl.zeros((BLOCK_K,), tl.float32)
     for start in range(0, num_ids, BLOCK_K):
         j = (start + tl.arange(0, BLOCK_K)).to(tl.int64)
         inside = j < num_ids
         place = logits + row * row_stride + j * column_stride
         o = tl.load(offset + row * offset_row_stride + j * offset_column_stride, mask=inside, other=float("inf"))
-        x = scale * tl.load(place, mask=inside, other=0.0) - o
+        x = scale * (tl.load(place, mask=inside, other=0.0) - base) - o
         x = tl.where(tl.load(ids + j, mask=inside, other=-1) == without, float("-inf"), x)
         tl.store(place, x, mask=inside)
         risen = tl.maximum(shift, x)
@@ -130,7 +140,7 @@ def _softmax_logits(
     largest = tl.max(shift, 0)
     rest = tl.sum(others * tl.exp(shift - largest), 0)
     partition = rest + tl.exp(target - largest)
-    tl.store(loss + row, tl.log(partition) + (largest - target))
+    tl.store(loss + row, cross_entropy(rest, partition, largest - target))
     tl.store(slope + row, -scale * rest / partition)
     tl.debug_barrier()  # what other threads of the program stored is read now
     for start in range(0, num_ids, BLOCK_K):
