@@ -1,45 +1,129 @@
 """Checks of arguments: each error names the argument, the value seen and what was expected."""
 
 import math
+import operator
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+LARGEST_INT = 2**63 - 1
+"""The largest size and id that torch has."""
+
+
+def check_int(name: str, value: object) -> int:
+    """Return `value` as a plain int if it is an integer of any make, as `operator.index` takes it."""
+    if type(value) is int:  # as nearly always
+        return value
+    try:
+        if _is_bool(value):
+            raise TypeError("a truth value is no number")
+        return operator.index(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError) as wrong:
+        raise TypeError(
+            f"{name}: expected an integer, got {shown(value)} of type {type(value).__name__}"
+        ) from wrong
+
 
 def check_positive_int(name: str, value: object) -> int:
-    """Return `value` if it is an integer of at least 1; raise TypeError or ValueError otherwise."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected an integer of at least 1, got {value!r} of type {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name}: expected an integer of at least 1, got {value}")
-    return value
+    """Return `value` as a plain int if it is an integer of at least 1; raise TypeError or ValueError otherwise."""
+    number = check_int(name, value)
+    if not 1 <= number <= LARGEST_INT:
+        bound = "at least 1" if number < 1 else "at most 2**63 - 1"
+        raise ValueError(f"{name}: expected an integer of {bound}, got {shown(number)}")
+    return number
+
+
+def check_k(k: object, num_classes: int) -> int:
+    """Return `k` as a plain int if it is an integer from 1 to the number of classes."""
+    number = check_positive_int("k", k)
+    if number > num_classes:
+        raise ValueError(f"k: expected at most num_classes = {num_classes}, got {number}")
+    return number
+
+
+def check_number(name: str, value: object) -> float:
+    """Return `value` as a plain float, infinite or nan even, if it is a number of any make, as `float` takes it."""
+    if type(value) is float:  # as nearly always
+        return value
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise TypeError(f"{name}: expected a number, got a tensor that requires a gradient, which it would not get")
+    try:
+        if _is_bool(value) or isinstance(value, str | bytes | np.complexfloating):  # which `float` makes numbers of
+            raise TypeError("neither truth values nor texts nor complex numbers are real numbers")
+        return float(value)  # type: ignore[arg-type]
+    except OverflowError as wrong:
+        raise ValueError(f"{name}: expected a number that a float can hold, got {shown(value)}") from wrong
+    except (TypeError, ValueError, RuntimeError) as wrong:
+        raise TypeError(f"{name}: expected a number, got {shown(value)} of type {type(value).__name__}") from wrong
 
 
 def check_finite_number(
     name: str, value: object, *, above: float = -math.inf, at_least: float = -math.inf, below: float = math.inf
 ) -> float:
-    """Return `value` as a float if it is finite and within the bounds."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name}: expected a number, got {value!r} of type {type(value).__name__}")
-    if not math.isfinite(value) or value <= above or value < at_least or value >= below:
+    """Return `value` as a plain float if it is a number of any make, as `float` takes it, finite and in bounds."""
+    number = check_number(name, value)
+    if not math.isfinite(number) or number <= above or number < at_least or number >= below:
+        seen = value if isinstance(value, int) else number
         bounds = (("greater than", above), ("of at least", at_least), ("less than", below))
         expected = " and ".join(f"{words} {bound:g}" for words, bound in bounds if math.isfinite(bound))
-        raise ValueError(f"{name}: expected {f'a finite number {expected}'.rstrip()}, got {value}")
-    return float(value)
+        raise ValueError(f"{name}: expected {f'a finite number {expected}'.rstrip()}, got {shown(seen)}")
+    return number
 
 
-def check_scalar(name: str, value: float | Tensor, *, above: float = -math.inf) -> None:
-    """Raise unless `value` is a finite number above a bound, or a floating-point tensor () that holds one."""
-    if isinstance(value, Tensor):
-        if value.ndim != 0 or not value.is_floating_point():
-            raise ValueError(
-                f"{name}: expected a number or a floating-point tensor (), got {value.dtype} {tuple(value.shape)}"
-            )
-        value = value.detach().item()
-    check_finite_number(name, value, above=above)
+def check_share(name: str, value: object) -> float:
+    """Return `value` as a plain float if it is a number in [0, 1]."""
+    number = check_finite_number(name, value, at_least=0.0)
+    if number > 1:
+        raise ValueError(f"{name}: expected a number in [0, 1], got {shown(value)}")
+    return number
+
+
+def check_scalar(name: str, value: float | Tensor, *, above: float = -math.inf) -> float | Tensor:
+    """Return `value` as a float if it is a finite number above a bound, or as the floating tensor () of one."""
+    if not isinstance(value, Tensor):
+        return check_finite_number(name, value, above=above)
+    if value.ndim != 0 or not value.is_floating_point():
+        raise ValueError(
+            f"{name}: expected a number or a floating-point tensor (), got {value.dtype} {tuple(value.shape)}"
+        )
+    check_finite_number(name, value.detach(), above=above)
+    return value
+
+
+def plain(value: object) -> object:
+    """Return a number of any make, or a sequence's each, as Python's own; anything else as it is, to be refused."""
+    if isinstance(value, tuple | list):
+        return type(value)(map(plain, value))
+    if type(value) in (bool, int, float, str):
+        return value
+    for check in (check_int, check_number):
+        with suppress(TypeError, ValueError):
+            return check("", value)
+    return value
+
+
+def make_plain(options: object) -> None:
+    """Replace the numbers of a frozen dataclass by Python's own, which JSON knows."""
+    for name, value in list(vars(options).items()):
+        object.__setattr__(options, name, plain(value))
+
+
+def _is_bool(value: object) -> bool:
+    """Whether `value` is a truth value of Python, NumPy or torch, which they count as 0 or 1."""
+    return isinstance(value, bool | np.bool_) or (isinstance(value, Tensor) and value.dtype == torch.bool)
+
+
+def shown(value: object) -> str:
+    """Return `value` as an error shows it, cut to a line."""
+    try:
+        text = " ".join((str(value) if isinstance(value, int | float) else repr(value)).split())
+    except ValueError:  # Python writes no integer of more than some thousand digits
+        text = "one of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> str:
@@ -90,13 +174,16 @@ def check_ids(name: str, ids: Tensor, num_classes: int) -> None:
         raise ValueError(f"{name}: expected class ids in [0, {num_classes}), got {ids[place].item()} at {place}")
 
 
-def check_target(target: Tensor, rows: Sequence[int], num_classes: int, ignore_index: int | None = None) -> None:
-    """Raise unless `target` holds one int64 class id per row, in range or equal to `ignore_index`."""
+def check_target(target: Tensor, rows: Sequence[int], num_classes: int, ignore_index: int | None = None) -> Tensor:
+    """Return in which rows `target` is `ignore_index`; raise unless the others hold one int64 class id in range."""
     if isinstance(target, Tensor) and target.shape != tuple(rows):
         raise ValueError(f"target: expected shape {tuple(rows)}, one class id per row, got {tuple(target.shape)}")
-    if ignore_index is not None and isinstance(target, Tensor) and target.dtype == torch.int64:
-        target = target.masked_fill(target == ignore_index, 0)
-    check_ids("target", target, num_classes)
+    if ignore_index is None or not isinstance(target, Tensor) or target.dtype != torch.int64:
+        check_ids("target", target, num_classes)
+        return torch.zeros_like(target, dtype=torch.bool)
+    ignored = target == check_int("ignore_index", ignore_index)
+    check_ids("target", target.masked_fill(ignored, 0), num_classes)
+    return ignored
 
 
 def check_distribution(name: str, probability: Tensor, shape: Sequence[int]) -> None:

@@ -220,7 +220,7 @@ BAD = [
     ({"cutoffs": [5, 5]}, ValueError, "cutoffs: expected increasing class ids, got 5 before 5"),
     ({"cutoffs": [0, 5]}, ValueError, r"cutoffs: expected class ids in \[1, 20\), got 0"),
     ({"cutoffs": [V]}, ValueError, r"cutoffs: expected class ids in \[1, 20\), got 20"),
-    ({"cutoffs": [2.0]}, TypeError, "cutoffs: expected integers, got 2.0 of type float"),
+    ({"cutoffs": [2.0]}, TypeError, "cutoffs: expected an integer, got 2.0 of type float"),
     ({"cutoffs": "automatic"}, TypeError, "cutoffs: expected 'auto' or a sequence of integers, got 'automatic'"),
     ({"cutoffs": 5}, TypeError, "cutoffs: expected 'auto' or a sequence of integers, got 5"),
     ({"cutoffs": "auto"}, ValueError, "counts: expected the frequency of each class with cutoffs='auto'"),

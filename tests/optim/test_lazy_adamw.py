@@ -220,7 +220,7 @@ def test_a_checkpoint_of_torch_adamw_goes_on():
     [
         ({"lr": -0.1}, ValueError, "lr: expected a finite number of at least 0, got -0.1"),
         ({"lr": float("nan")}, ValueError, "lr: expected a finite number of at least 0, got nan"),
-        ({"lr": torch.tensor(0.1)}, TypeError, "lr: expected a number"),
+        ({"lr": torch.full((2,), 0.1)}, TypeError, "lr: expected a number"),
         ({"eps": -1e-8}, ValueError, "eps: expected a finite number of at least 0"),
         ({"weight_decay": float("inf")}, ValueError, "weight_decay: expected a finite number of at least 0"),
         ({"betas": (1.0, 0.9)}, ValueError, r"betas\[0\]: expected .* of at least 0 and less than 1, got 1.0"),

@@ -113,7 +113,7 @@ def test_mixture(samplers: object, weights: object, error: type, message: str) -
         ("2", TypeError),
         (None, TypeError),
         (np.array([2, 2]), TypeError),
-        (torch.tensor(2), TypeError),
+        (torch.tensor(2.0), TypeError),
     ],
 )
 def test_size(call: str, unique: bool, size: object, error: type) -> None:

@@ -44,8 +44,7 @@ def held_out_hidden(
 
 
 def _counted(values: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> HeldOut:
-    check_target(target, values.shape[:-1], num_classes, ignore_index)
-    counted = target != ignore_index
+    counted = ~check_target(target, values.shape[:-1], num_classes, ignore_index)
     if not counted.any():
         raise ValueError(f"target: expected at least one held-out row, got none in shape {tuple(target.shape)}")
     rows = values.detach()[counted]

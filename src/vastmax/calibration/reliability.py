@@ -90,7 +90,7 @@ def calibration_error(confidence: Tensor, correct: Tensor, *, num_bins: int = 15
         0.25
     """
     confidence, correct = _check_predictions(confidence, correct)
-    check_positive_int("num_bins", num_bins)
+    num_bins = check_positive_int("num_bins", num_bins)
     check_choice("norm", norm, NORMS)
     try:
         from torchmetrics.functional.classification import binary_calibration_error
@@ -122,7 +122,7 @@ def reliability(confidence: Tensor, correct: Tensor, *, num_bins: int = 15) -> R
         (tensor([0, 3]), tensor(0.6667, dtype=torch.float64))
     """
     confidence, correct = _check_predictions(confidence, correct)
-    check_positive_int("num_bins", num_bins)
+    num_bins = check_positive_int("num_bins", num_bins)
     edges = torch.linspace(0, 1, num_bins + 1, dtype=torch.float64, device=confidence.device)
     place = torch.bucketize(confidence, edges[1:-1], right=True)
     rows = torch.bincount(place, minlength=num_bins)

@@ -20,7 +20,7 @@ from vastmax.calibration.held_out import (
 )
 from vastmax.heads.flat import FlatHead
 from vastmax.scoring import linear_loss
-from vastmax.validation import check_finite_number, check_positive_int
+from vastmax.validation import check_finite_number, check_number, check_positive_int
 
 ROUNDS, STEPS = 50, 20
 """Rounds of L-BFGS, each in steps of a size measured anew, and steps in a round; a few rounds are usual."""
@@ -85,11 +85,11 @@ class VectorScaling(Scaling):
     ) -> None:
         super().__init__()
         self.num_classes = check_positive_int("num_classes", num_classes)
-        self.prior_std = (
-            prior_std if prior_std == math.inf else check_finite_number("prior_std", prior_std, above=0.0)
-        )
-        self.register_buffer("scale", torch.ones(num_classes, device=device, dtype=dtype))
-        self.register_buffer("bias", torch.zeros(num_classes, device=device, dtype=dtype))
+        self.prior_std = check_number("prior_std", prior_std)
+        if self.prior_std != math.inf:
+            check_finite_number("prior_std", prior_std, above=0.0)
+        self.register_buffer("scale", torch.ones(self.num_classes, device=device, dtype=dtype))
+        self.register_buffer("bias", torch.zeros(self.num_classes, device=device, dtype=dtype))
 
     def forward(self, logits: Tensor) -> Tensor:
         """Return logits (..., V) times the scales plus the biases, in the dtype of the logits."""

@@ -67,7 +67,7 @@ def cached_backward(
         >>> encoder.weight.grad.shape
         torch.Size([4, 8])
     """
-    check_positive_int("chunk_size", chunk_size)
+    chunk_size = check_positive_int("chunk_size", chunk_size)
     if len(encoders) != len(inputs) or not encoders:
         raise ValueError(f"encoders: expected one for each input, got {len(encoders)} and {len(inputs)} inputs")
     for number, encoder in enumerate(encoders):

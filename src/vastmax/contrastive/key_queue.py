@@ -47,7 +47,7 @@ class KeyQueue(nn.Module):
         self.features = check_positive_int("features", features)
         if dtype is not None and not dtype.is_floating_point:
             raise TypeError(f"dtype: expected a floating-point dtype, got {dtype}")
-        self.register_buffer("storage", torch.zeros(num_keys, features, device=device, dtype=dtype))
+        self.register_buffer("storage", torch.zeros(self.num_keys, self.features, device=device, dtype=dtype))
         self.register_buffer("num_pushed", torch.zeros((), dtype=torch.int64, device=device))
 
     def __len__(self) -> int:

@@ -37,7 +37,7 @@ def momentum_encoder(encoder: nn.Module, momentum: float = 0.999) -> AveragedMod
     """
     if not isinstance(encoder, nn.Module):
         raise TypeError(f"encoder: expected a torch.nn.Module, got {type(encoder).__name__}")
-    check_finite_number("momentum", momentum, at_least=0.0, below=1.0)
+    momentum = check_finite_number("momentum", momentum, at_least=0.0, below=1.0)
     average = AveragedModel(encoder, multi_avg_fn=get_ema_multi_avg_fn(momentum))
     average.requires_grad_(False)
     average.update_parameters(encoder)  # AveragedModel's first update copies whatever there is by then

@@ -48,8 +48,8 @@ class TokenBatches:
     """
 
     def __init__(self, tokens: Tensor, batch_size: int, seq_len: int, *, drop_last: bool = True) -> None:
-        check_positive_int("batch_size", batch_size)
-        check_positive_int("seq_len", seq_len)
+        batch_size = check_positive_int("batch_size", batch_size)
+        seq_len = check_positive_int("seq_len", seq_len)
         if not isinstance(tokens, Tensor) or tokens.dtype != torch.int64:
             got = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
             raise TypeError(f"tokens: expected an int64 tensor (T,), got {got}")

@@ -44,8 +44,8 @@ def context_vectors(tokens: Tensor, num_tokens: int, width: int = 200, smoothing
         tensor(True)
     """
     check_ids("tokens", tokens, num_tokens)
-    check_positive_int("width", width)
-    check_finite_number("smoothing", smoothing, at_least=0.0)
+    width = check_positive_int("width", width)
+    smoothing = check_finite_number("smoothing", smoothing, at_least=0.0)
     counts = tokens.bincount(minlength=num_tokens)
     word = torch.cat([tokens[1:], tokens[:-1]])
     context = torch.cat([tokens[:-1], tokens[1:] + num_tokens])

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vastmax.data.splits import cut_text, split_files
+from vastmax.validation import check_positive_int
 
 DATA_SUFFIXES = frozenset({".csv", ".raw", ".text", ".tokens", ".tsv", ".txt"})
 """Suffixes under which a file that says train, valid or test is taken at its word: `train.py` is not data."""
@@ -107,6 +108,7 @@ def looks_tokenised(lines: Iterable[str], *, max_chars: int = 200_000) -> bool:
         >>> looks_tokenised(["no , it was n't <unk> ."]), looks_tokenised(["No, it wasn't (she said)."])
         (True, False)
     """
+    max_chars = check_positive_int("max_chars", max_chars)
     alone = glued = seen = 0
     for line in lines:
         for token in line[: max_chars - seen].split():

@@ -173,9 +173,11 @@ def build_vocabulary(
     _check_lines(lines)
     check_choice("tokens", tokens, ("word", "bpe"))
     check_choice("split", split, ("auto", "whitespace", "words"))
-    check_positive_int("min_count", min_count)
+    min_count = check_positive_int("min_count", min_count)
     least = MIN_SIZE if tokens == "word" else NUM_BYTES + 1
-    if vocab_size is not None and check_positive_int("vocab_size", vocab_size) < least:
+    if vocab_size is not None:
+        vocab_size = check_positive_int("vocab_size", vocab_size)
+    if vocab_size is not None and vocab_size < least:
         raise ValueError(f"vocab_size: expected at least {least} for tokens={tokens!r}, got {vocab_size}")
     if all(not line or line.isspace() for line in lines):
         raise ValueError(f"lines: expected text to build a vocabulary from, got {len(lines)} blank lines")

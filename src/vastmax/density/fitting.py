@@ -46,8 +46,8 @@ def fit(estimator: NCE, x: Tensor, *, max_iter: int = 500, tolerance: float = 1e
         >>> fit(estimator, x).converged
         True
     """
-    check_positive_int("max_iter", max_iter)
-    check_finite_number("tolerance", tolerance, above=0.0)
+    max_iter = check_positive_int("max_iter", max_iter)
+    tolerance = check_finite_number("tolerance", tolerance, above=0.0)
     if not isinstance(x, Tensor):
         raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
     if estimator.reduction != "mean":

@@ -36,7 +36,7 @@ class UnnormalizedGaussian(nn.Module):
 
     def __init__(self, features: int, *, mean: Tensor | None = None) -> None:
         super().__init__()
-        self.features = check_positive_int("features", features)
+        self.features = features = check_positive_int("features", features)
         mean = start("mean", torch.zeros(features) if mean is None else mean, (features,))
         self.mean = nn.Parameter(mean)
         self.diagonal = nn.Parameter(mean.new_ones(features))
@@ -93,8 +93,8 @@ class UnnormalizedMixture(nn.Module):
 
     def __init__(self, features: int, num_components: int, *, means: Tensor | None = None) -> None:
         super().__init__()
-        self.features = check_positive_int("features", features)
-        self.num_components = check_positive_int("num_components", num_components)
+        self.features = features = check_positive_int("features", features)
+        self.num_components = num_components = check_positive_int("num_components", num_components)
         shape = (num_components, features)
         means = start("means", torch.randn(shape) if means is None else means, shape)
         self.mean = nn.Parameter(means)
@@ -156,7 +156,7 @@ class ICA(nn.Module):
 
     def __init__(self, features: int, *, source: str = "laplace") -> None:
         super().__init__()
-        self.features = check_positive_int("features", features)
+        self.features = features = check_positive_int("features", features)
         self.source = check_choice("source", source, ["laplace", "logistic"])
         self.unmixing = nn.Parameter(nn.init.orthogonal_(torch.empty(features, features)))
 

@@ -160,10 +160,12 @@ class NCE(nn.Module):
         """Draw k points for each of `size` rows.
 
         Raises:
-            ValueError: the proposal drew what the noise refuses to score.
+            TypeError: a `size` that is not of integers.
+            ValueError: one below 1, or the proposal drew what the noise refuses to score.
         """
         drawn_from = self.noise if self.proposal is None else self.proposal
-        points = drawn_from.sample(torch.Size((*size, self.num_noise)))
+        rows = [check_positive_int("size", length) for length in size]
+        points = drawn_from.sample(torch.Size((*rows, self.num_noise)))
         try:
             log_prob = self.noise.log_prob(points)
         except ValueError as error:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Uniform
 
-from vastmax.validation import check_finite, check_finite_number, check_positive_int
+from vastmax.validation import check_finite, check_finite_number, check_int, check_positive_int
 
 
 @torch.no_grad()
@@ -59,7 +59,7 @@ def uniform_noise(x: Tensor, margin: float = 0.1) -> Independent[Uniform]:
         tensor([11.])
     """
     check_points(x, more_than=1)
-    check_finite_number("margin", margin, above=0.0)
+    margin = check_finite_number("margin", margin, above=0.0)
     low, high = x.amin(0), x.amax(0)
     if (low == high).any():
         place = int((low == high).nonzero()[0])
@@ -95,7 +95,8 @@ def mixture_noise(x: Tensor, num_components: int, *, seed: int = 0) -> MixtureSa
         from sklearn.mixture import GaussianMixture  # type: ignore[import-untyped]
     except ImportError as error:
         raise ImportError("mixture_noise needs the package scikit-learn: pip install 'vastmax[train]'") from error
-    check_positive_int("num_components", num_components)
+    seed = check_int("seed", seed)
+    num_components = check_positive_int("num_components", num_components)
     check_points(x, more_than=max(num_components - 1, 1))
     mixture = GaussianMixture(num_components, random_state=seed).fit(x.detach().double().cpu().numpy())
     weight, mean, covariance = (

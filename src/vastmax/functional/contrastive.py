@@ -83,13 +83,13 @@ def info_nce(
         >>> torch.allclose(info_nce(query, key, temperature=0.5), dense, atol=1e-5)
         True
     """
-    _check_pairs(temperature, sample_weight, reduction, query=query, key=key)
+    temperature = _check_pairs(temperature, sample_weight, reduction, query=query, key=key)
     check_negatives(negatives, query, in_batch=in_batch)
     if symmetric and negatives is not None:
         raise ValueError("negatives: expected None with symmetric=True, got a tensor: they are keys, not queries")
     if labels is not None and not in_batch:
         raise ValueError("labels: expected None with in_batch=False, which takes no other row's key, got a tensor")
-    check_finite_number("hard_negative_weight", hard_negative_weight, at_least=0.0)
+    hard_negative_weight = check_finite_number("hard_negative_weight", hard_negative_weight, at_least=0.0)
     if labels is not None:
         _check_labels(labels, len(query))
     query, key = at_least_float32(query), at_least_float32(key)
@@ -176,8 +176,8 @@ def siglip_loss(
         >>> torch.allclose(loss, 4 * torch.tensor(2.0).log())
         True
     """
-    _check_pairs(temperature, None, reduction, image=image, text=text)
-    check_scalar("bias", bias)
+    temperature = _check_pairs(temperature, None, reduction, image=image, text=text)
+    bias = check_scalar("bias", bias)
     image = at_least_float32(image) / temperature
     every_bias = torch.as_tensor(bias, dtype=image.dtype, device=image.device).expand(len(text))
     own = torch.arange(len(text), device=text.device)
@@ -245,8 +245,8 @@ def _label_means(key: Tensor, labels: Tensor) -> Tensor:
 
 def _check_pairs(
     temperature: float | Tensor, sample_weight: Tensor | None, reduction: str, **sides: Tensor
-) -> None:
-    """Raise unless the two sides, under the names the caller knows, are finite rows of one shape (N, d)."""
+) -> float | Tensor:
+    """Return the temperature; raise unless the sides, by the caller's names, are finite rows alike (N, d)."""
     (first, queries), (second, keys) = sides.items()
     if not isinstance(queries, Tensor) or not queries.is_floating_point():
         kind = queries.dtype if isinstance(queries, Tensor) else type(queries).__name__
@@ -258,12 +258,13 @@ def _check_pairs(
         raise ValueError(
             f"{second}: expected the shape of {first}, {tuple(queries.shape)}, got {tuple(keys.shape)}"
         )
-    check_scalar("temperature", temperature, above=0.0)
+    temperature = check_scalar("temperature", temperature, above=0.0)
     check_choice("reduction", reduction, REDUCTIONS)
     if sample_weight is not None:
         check_sample_weight(sample_weight, queries.shape[:1])
     check_finite(first, queries)
     check_finite(second, keys)
+    return temperature
 
 
 def _check_labels(labels: Tensor, num_rows: int) -> None:

@@ -20,7 +20,7 @@ from vastmax.functional.precision import at_least_float32
 from vastmax.functional.softmax import check_logits, log_softmax, softmax
 from vastmax.kernels import implementation, reference
 from vastmax.scoring.top import topk_by_id
-from vastmax.validation import check_finite_number, check_positive_int
+from vastmax.validation import check_finite_number, check_k
 
 
 def topk_softmax(logits: Tensor, k: int, dim: int = -1) -> Tensor:
@@ -47,7 +47,7 @@ def topk_softmax(logits: Tensor, k: int, dim: int = -1) -> Tensor:
         tensor([0.0000, 0.5000, 0.5000, 0.0000])
     """
     check_logits(logits, dim)
-    check_k(k, logits.shape[dim])
+    k = check_k(k, logits.shape[dim])
     values, indices = topk_by_id(at_least_float32(logits).movedim(dim, -1), k)
     found = functional.softmax(values, -1).movedim(-1, dim)
     indices = indices.movedim(-1, dim)
@@ -227,9 +227,3 @@ def entmax_order(alpha: float | Tensor, logits: Tensor, dim: int) -> Tensor:
         raise ValueError(
             f"alpha: expected a shape that broadcasts to {tuple(rows)}, got {tuple(alpha.shape)}"
         ) from error
-
-
-def check_k(k: int, num_classes: int) -> None:
-    """Raise unless k is an integer from 1 to the number of classes."""
-    if check_positive_int("k", k) > num_classes:
-        raise ValueError(f"k: expected at most the number of classes, {num_classes}, got {k}")

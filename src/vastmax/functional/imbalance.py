@@ -147,11 +147,10 @@ def focal_loss(
         >>> focal_loss(logits, target, gamma=2.0) / focal_loss(logits, target, gamma=0.0)
         tensor(0.2500)
     """
-    check_finite_number("gamma", gamma, at_least=0.0)
+    gamma = check_finite_number("gamma", gamma, at_least=0.0)
     check_loss_rows(logits, sample_weight)
-    check_target(target, logits.shape[:-1], logits.shape[-1], ignore_index)
+    ignored = check_target(target, logits.shape[:-1], logits.shape[-1], ignore_index)
     check_class_weight("alpha", alpha, logits.shape[-1])
-    ignored = torch.zeros_like(target, dtype=torch.bool) if ignore_index is None else target == ignore_index
     label = target.masked_fill(ignored, 0)
     log_p = functional.log_softmax(at_least_float32(logits), -1).gather(-1, label.unsqueeze(-1)).squeeze(-1)
     loss, mass = focal(log_p, gamma), None
@@ -210,7 +209,7 @@ def logit_adjusted_cross_entropy(
         raise TypeError(f"log_prior: expected a floating-point tensor ({logits.shape[-1]},), got None")
     check_per_class("log_prior", log_prior, logits.shape[-1])
     check_finite("log_prior", log_prior)
-    check_finite_number("tau", tau)
+    tau = check_finite_number("tau", tau)
     wide = at_least_float32(logits)
     adjusted = wide + tau * log_prior.to(wide.dtype)
     return cross_entropy(

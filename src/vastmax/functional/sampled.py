@@ -165,7 +165,7 @@ def negative_sampling_loss(
         >>> torch.allclose(loss, 3 * torch.tensor(2.0).log())
         True
     """
-    check_finite_number("positive_weight", positive_weight, above=0.0)
+    positive_weight = check_finite_number("positive_weight", positive_weight, above=0.0)
     target, sampled = uncorrected(target_logit, sampled_logit, mask)
     positive = positive_weight * functional.softplus(-target)
     return reduce_rows(positive + functional.softplus(sampled).sum(-1), reduction=reduction)

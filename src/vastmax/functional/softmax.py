@@ -147,8 +147,7 @@ def cross_entropy(
     check_loss_rows(logits, sample_weight)
     ignored = None
     if not holds_probabilities(target):
-        check_target(target, logits.shape[:-1], logits.shape[-1], ignore_index)
-        ignored = torch.zeros_like(target, dtype=torch.bool) if ignore_index is None else target == ignore_index
+        ignored = check_target(target, logits.shape[:-1], logits.shape[-1], ignore_index)
         log_p = functional.log_softmax(at_least_float32(logits), -1)
         label = target.masked_fill(ignored, 0).unsqueeze(-1)
         loss = -log_p.gather(-1, label).squeeze(-1)

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from vastmax.compilation import uncompiled
-from vastmax.functional.entmax import check_k, entmax, entmax_order
+from vastmax.functional.entmax import entmax, entmax_order
 from vastmax.functional.precision import at_least_float32
 from vastmax.functional.softmax import check_loss_rows, holds_probabilities
 from vastmax.kernels import implementation, reference
 from vastmax.reduction import reduce_rows
 from vastmax.scoring.top import topk_by_id
-from vastmax.validation import check_distribution, check_target
+from vastmax.validation import check_distribution, check_k, check_target
 
 
 def topk_softmax_loss(
@@ -65,7 +65,7 @@ def topk_softmax_loss(
         tensor(2.1269)
     """
     check_loss_rows(logits, sample_weight)
-    check_loss_k(k, logits.shape[-1])
+    k = check_loss_k(k, logits.shape[-1])
     label, ignored = _label(logits, target, ignore_index)
     largest, indices = topk_by_id(at_least_float32(logits), k)
     # The loss does not change if a number is added to all logits of a row: this one keeps them accurate.
@@ -270,13 +270,13 @@ class _AboveTarget(torch.autograd.Function):
 
 def _label(logits: Tensor, target: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor]:
     """Return class ids (..., 1) to gather with, and which rows are ignored."""
-    check_target(target, logits.shape[:-1], logits.shape[-1], ignore_index)
-    ignored = torch.zeros_like(target, dtype=torch.bool) if ignore_index is None else target == ignore_index
+    ignored = check_target(target, logits.shape[:-1], logits.shape[-1], ignore_index)
     return target.masked_fill(ignored, 0).unsqueeze(-1), ignored
 
 
-def check_loss_k(k: int, num_classes: int) -> None:
-    """Raise unless the loss can compare k of the classes."""
-    check_k(k, num_classes)
+def check_loss_k(k: int, num_classes: int) -> int:
+    """Return k if the loss can compare k of the classes."""
+    k = check_k(k, num_classes)
     if k == 1 < num_classes:
         raise ValueError("k: expected at least 2, got 1: a target alone has nothing to be compared with")
+    return k

@@ -106,7 +106,8 @@ class AdaptiveSoftmax(Head):
             reduction=reduction,
             device=device,
         )
-        self.div_value = check_finite_number("div_value", div_value, at_least=1.0)
+        in_features, num_classes = self.in_features, self.num_classes
+        self.div_value = div_value = check_finite_number("div_value", div_value, at_least=1.0)
         if counts is not None:
             counts = check_counts("counts", counts)
             check_per_class("counts", counts, num_classes)
@@ -116,7 +117,7 @@ class AdaptiveSoftmax(Head):
             cutoffs = adaptive_cutoffs(counts, in_features, div_value=div_value)
         self.cutoffs = check_cutoffs(cutoffs, num_classes, in_features, div_value)
         if tail_samples is not None:
-            check_positive_int("tail_samples", tail_samples)
+            tail_samples = check_positive_int("tail_samples", tail_samples)
         elif sparse:
             raise ValueError("sparse: expected tail_samples beside it: an exact tail has a gradient in every row")
         self.tail_samples = tail_samples

@@ -18,6 +18,7 @@ from vastmax.validation import (
     check_distribution,
     check_finite,
     check_hidden,
+    check_int,
     check_positive_int,
     check_target,
 )
@@ -67,12 +68,10 @@ class Head(nn.Module, ABC):
         super().__init__()
         self.in_features = check_positive_int("in_features", in_features)
         self.num_classes = check_positive_int("num_classes", num_classes)
-        if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
-            raise TypeError(f"ignore_index: expected an integer, got {ignore_index!r}")
-        self.ignore_index = ignore_index
+        self.ignore_index = check_int("ignore_index", ignore_index)
         self.reduction = check_choice("reduction", reduction, REDUCTIONS)
         self._register_setting(
-            "class_weight", check_class_weight("class_weight", class_weight, num_classes), device
+            "class_weight", check_class_weight("class_weight", class_weight, self.num_classes), device
         )
 
     def forward(

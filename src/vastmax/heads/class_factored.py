@@ -112,9 +112,9 @@ class ClassFactoredSoftmax(Head):
         self.sparse = sparse
         self.num_groups = tables.num_groups
         empty = functools.partial(torch.empty, device=device, dtype=dtype)
-        self.weight = nn.Parameter(empty(self.num_classes, in_features))
+        self.weight = nn.Parameter(empty(self.num_classes, self.in_features))
         self.register_parameter("bias", nn.Parameter(empty(self.num_classes)) if bias else None)
-        self.group_weight = nn.Parameter(empty(self.num_groups, in_features))
+        self.group_weight = nn.Parameter(empty(self.num_groups, self.in_features))
         self.register_parameter("group_bias", nn.Parameter(empty(self.num_groups)) if bias else None)
         self.clusters = tables if self.weight.is_meta else tables.to(self.weight.device)
         self.reset_parameters()

@@ -44,7 +44,8 @@ def frequency_clusters(counts: Tensor | ArrayLike, num_clusters: int | None = No
     num_classes = len(frequency)
     if num_clusters is None:
         num_clusters = max(1, round(math.sqrt(num_classes)))
-    if check_positive_int("num_clusters", num_clusters) > num_classes:
+    num_clusters = check_positive_int("num_clusters", num_clusters)
+    if num_clusters > num_classes:
         raise ValueError(f"num_clusters: expected at most the {num_classes} classes, got {num_clusters}")
     falling, order = frequency.sort(descending=True, stable=True)
     middle = (falling.cumsum(0) - falling / 2) / falling.sum()
@@ -67,7 +68,8 @@ def sqrt_clusters(num_classes: int) -> Tensor:
         >>> sqrt_clusters(6)
         tensor([0, 0, 0, 1, 1, 1])
     """
-    size = math.ceil(math.sqrt(check_positive_int("num_classes", num_classes)))
+    num_classes = check_positive_int("num_classes", num_classes)
+    size = math.ceil(math.sqrt(num_classes))
     return torch.arange(num_classes) // size
 
 

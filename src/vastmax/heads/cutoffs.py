@@ -11,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from vastmax.validation import check_counts, check_finite_number, check_positive_int
+from vastmax.validation import check_counts, check_finite_number, check_int, check_positive_int, shown
 
 MAX_CLUSTERS = 5
 """Tails considered where their number is left open; Grave et al. find that more than five gain nothing."""
@@ -144,11 +144,14 @@ def adaptive_cutoffs(
         >>> adaptive_cutoffs(zipf, 256, num_clusters=2)
         [3000, 31447]
     """
-    check_finite_number("div_value", div_value, at_least=1.0)
+    div_value = check_finite_number("div_value", div_value, at_least=1.0)
     cost = _step_cost(counts, in_features, batch_size, 1.0, product_floor, update_cost)
     num_classes = len(cost.mass) - 1
-    possible = min(num_classes - 1, _num_widths(in_features, div_value, check_positive_int("min_width", min_width)))
-    if num_clusters is not None and check_positive_int("num_clusters", num_clusters) > possible:
+    min_width = check_positive_int("min_width", min_width)
+    possible = min(num_classes - 1, _num_widths(cost.in_features, div_value, min_width))
+    if num_clusters is not None:
+        num_clusters = check_positive_int("num_clusters", num_clusters)
+    if num_clusters is not None and num_clusters > possible:
         raise ValueError(
             f"num_clusters: expected at most {possible}, which {num_classes} classes, in_features={in_features}, "
             f"div_value={div_value:g} and min_width={min_width} allow, got {num_clusters}"
@@ -190,7 +193,7 @@ def adaptive_cost(
         10000000.0
     """
     cost = _step_cost(counts, in_features, batch_size, div_value, product_floor, update_cost)
-    return cost.total(check_cutoffs(cutoffs, len(cost.mass) - 1, in_features, div_value))
+    return cost.total(check_cutoffs(cutoffs, len(cost.mass) - 1, cost.in_features, cost.div_value))
 
 
 def tail_width(in_features: int, div_value: float, index: int) -> int:
@@ -202,11 +205,10 @@ def check_cutoffs(cutoffs: object, num_classes: int, in_features: int, div_value
     """Return the cutoffs as a list if they increase within (0, num_classes) and no tail has width 0."""
     if isinstance(cutoffs, str) or not isinstance(cutoffs, Sequence):
         raise TypeError(f"cutoffs: expected 'auto' or a sequence of integers, got {cutoffs!r}")
+    cutoffs = [check_int("cutoffs", cutoff) for cutoff in cutoffs]
     for cutoff in cutoffs:
-        if isinstance(cutoff, bool) or not isinstance(cutoff, int):
-            raise TypeError(f"cutoffs: expected integers, got {cutoff!r} of type {type(cutoff).__name__}")
         if not 0 < cutoff < num_classes:
-            raise ValueError(f"cutoffs: expected class ids in [1, {num_classes}), got {cutoff}")
+            raise ValueError(f"cutoffs: expected class ids in [1, {num_classes}), got {shown(cutoff)}")
     for before, after in itertools.pairwise(cutoffs):
         if before >= after:
             raise ValueError(f"cutoffs: expected increasing class ids, got {before} before {after}")
@@ -216,7 +218,7 @@ def check_cutoffs(cutoffs: object, num_classes: int, in_features: int, div_value
             f"cutoffs: expected at most {positive}, got {len(cutoffs)}: with in_features={in_features} and "
             f"div_value={div_value:g}, tail {positive} would have width 0"
         )
-    return list(cutoffs)
+    return cutoffs
 
 
 def _num_widths(in_features: int, div_value: float, min_width: int = 1) -> int:

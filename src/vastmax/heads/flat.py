@@ -67,10 +67,10 @@ class FlatHead(Head):
             reduction=reduction,
             device=device,
         )
-        self.weight = nn.Parameter(torch.empty(num_classes, in_features, device=device, dtype=dtype))
-        empty = torch.empty(num_classes, device=device, dtype=dtype)
+        self.weight = nn.Parameter(torch.empty(self.num_classes, self.in_features, device=device, dtype=dtype))
+        empty = torch.empty(self.num_classes, device=device, dtype=dtype)
         self.register_parameter("bias", nn.Parameter(empty) if bias else None)
-        self._temperature = _temperature(temperature, num_classes)
+        self._temperature = _temperature(temperature, self.num_classes)
         self.link = self._link(softcap)
         learned = temperature == "learned"
         zero = torch.zeros((), device=device, dtype=dtype)

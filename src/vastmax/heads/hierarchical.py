@@ -15,7 +15,7 @@ from vastmax.scoring.chosen_losses import logistic_rows
 from vastmax.scoring.top import TopK, best_of, topk_by_id
 from vastmax.trees import Tree
 from vastmax.trees.search import Search, best_first
-from vastmax.validation import check_finite, check_per_class, check_positive_int
+from vastmax.validation import check_finite, check_k, check_per_class
 
 LOG_PROB_ELEMENTS = 1 << 22
 """Log-probabilities alive at a time where the search gives way to scoring every node."""
@@ -94,7 +94,7 @@ class HierarchicalSoftmax(Head):
         self.tree = tree
         self.sparse = sparse
         num_rows = max(tree.num_nodes, 1)
-        self.weight = nn.Parameter(torch.empty(num_rows, in_features, device=device, dtype=dtype))
+        self.weight = nn.Parameter(torch.empty(num_rows, self.in_features, device=device, dtype=dtype))
         if bias:
             self.bias = nn.Parameter(torch.empty(num_rows, device=device, dtype=dtype))
         else:
@@ -175,8 +175,7 @@ class HierarchicalSoftmax(Head):
             ValueError: shapes that do not fit, k out of range, NaN or infinite hidden.
         """
         self.check(hidden)
-        if check_positive_int("k", k) > self.num_classes:
-            raise ValueError(f"k: expected at most num_classes = {self.num_classes}, got {k}")
+        k = check_k(k, self.num_classes)
         flat = hidden.reshape(-1, self.in_features)
 
         def node_logit(rows: Tensor, nodes: Tensor) -> Tensor:

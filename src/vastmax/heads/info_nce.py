@@ -71,13 +71,15 @@ class InfoNCE(nn.Module):
             raise TypeError(f"queue: expected a vastmax.contrastive.KeyQueue, got {type(queue).__name__}")
         if queue is not None and symmetric:
             raise ValueError("queue: expected None with symmetric=True, which scores keys among queries, got one")
-        if learn_temperature and temperature < 1 / max_scale:
-            raise ValueError(f"temperature: expected at least 1 / max_scale = {1 / max_scale:g}, got {temperature}")
+        if learn_temperature and self.start_temperature < 1 / self.max_scale:
+            raise ValueError(
+                f"temperature: expected at least 1 / max_scale = {1 / self.max_scale:g}, got {temperature}"
+            )
         self.normalize = normalize
         self.symmetric = symmetric
         self.in_batch = in_batch
         self.queue = queue
-        start = nn.Parameter(torch.tensor(math.log(temperature))) if learn_temperature else None
+        start = nn.Parameter(torch.tensor(math.log(self.start_temperature))) if learn_temperature else None
         self.register_parameter("log_temperature", start)
 
     @property

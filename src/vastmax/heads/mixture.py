@@ -92,7 +92,8 @@ class MixtureOfSoftmaxes(Head):
             reduction=reduction,
             device=device,
         )
-        self.num_mixtures = check_positive_int("num_mixtures", num_mixtures)
+        in_features, num_classes = self.in_features, self.num_classes
+        self.num_mixtures = num_mixtures = check_positive_int("num_mixtures", num_mixtures)
         width = in_features if class_features is None else check_positive_int("class_features", class_features)
         if num_mixtures == 1 and width != in_features:
             raise ValueError(

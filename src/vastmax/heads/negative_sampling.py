@@ -12,7 +12,7 @@ from vastmax.functional import negative_sampling_loss, one_vs_each_loss
 from vastmax.heads.sampled_head import SampledHead, Scores
 from vastmax.samplers import Candidates
 from vastmax.scoring.chosen_losses import noise_contrast
-from vastmax.validation import check_finite_number
+from vastmax.validation import check_share
 
 
 class NegativeSampling(SampledHead):
@@ -52,9 +52,7 @@ class NegativeSampling(SampledHead):
     """
 
     def __init__(self, in_features: int, num_classes: int, *, calibration: float = 0.0, **options: Any) -> None:
-        self.calibration = check_finite_number("calibration", calibration, at_least=0.0)
-        if calibration > 1:
-            raise ValueError(f"calibration: expected a number from 0 to 1, got {calibration}")
+        self.calibration = check_share("calibration", calibration)
         super().__init__(in_features, num_classes, **options)
         if self.link is not None:
             raise ValueError(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vastmax.scoring.blocks import BLOCK_ELEMENTS
 from vastmax.scoring.top import TopK, best_of
-from vastmax.validation import check_positive_int
+from vastmax.validation import check_k
 
 
 class RunningTopK:
@@ -71,8 +71,7 @@ def topk_in_blocks(
     Raises:
         TypeError, ValueError: k is not an integer from 1 to num_classes.
     """
-    if check_positive_int("k", k) > num_classes:
-        raise ValueError(f"k: expected at most num_classes = {num_classes}, got {k}")
+    k = check_k(k, num_classes)
     rows = hidden.shape[:-1]
     blocks = hidden.reshape(-1, hidden.shape[-1]).split(max(1, BLOCK_ELEMENTS // max(width, k)))
     values, indices = zip(*(find(block, k) for block in blocks), strict=True)

@@ -73,9 +73,9 @@ class SampledHead(FlatHead):
         sparse: bool = False,
         **options: Any,
     ) -> None:
-        check_positive_int("in_features", in_features)
-        check_positive_int("num_classes", num_classes)
-        check_positive_int("num_samples", num_samples)
+        in_features = check_positive_int("in_features", in_features)
+        num_classes = check_positive_int("num_classes", num_classes)
+        num_samples = check_positive_int("num_samples", num_samples)
         super().__init__(in_features, num_classes, **options)
         self.num_samples = num_samples
         self.shared = shared

@@ -13,7 +13,7 @@ from vastmax.reduction import reduce_rows
 from vastmax.scoring import linear_cross_entropy, linear_soft_cross_entropy
 from vastmax.scoring.cross_entropy import check_filter_eps
 from vastmax.scoring.products import check_product_dtype
-from vastmax.validation import check_finite, check_finite_number, check_per_class
+from vastmax.validation import check_finite, check_finite_number, check_per_class, check_share
 
 
 class Softmax(FlatHead):
@@ -74,16 +74,13 @@ class Softmax(FlatHead):
         **options: Any,
     ) -> None:
         super().__init__(in_features, num_classes, **options)
-        if check_finite_number("label_smoothing", label_smoothing, at_least=0.0) > 1.0:
-            raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
-        self.label_smoothing = label_smoothing
+        self.label_smoothing = check_share("label_smoothing", label_smoothing)
         self.focal_gamma = check_finite_number("focal_gamma", focal_gamma, at_least=0.0)
         self.z_loss = check_finite_number("z_loss", z_loss, at_least=0.0)
-        check_filter_eps(filter_eps, label_smoothing)
+        self.filter_eps = check_filter_eps(filter_eps, self.label_smoothing)
         check_product_dtype(product_dtype)
-        self.filter_eps = filter_eps
         self.product_dtype = product_dtype
-        check_per_class("logit_adjustment", logit_adjustment, num_classes)
+        check_per_class("logit_adjustment", logit_adjustment, self.num_classes)
         if logit_adjustment is not None and not logit_adjustment.is_meta:
             check_finite("logit_adjustment", logit_adjustment)
         self._register_setting("logit_adjustment", logit_adjustment, self.weight.device)

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vastmax.functional.entmax import check_k
 from vastmax.functional.sparse import check_loss_k, topk_softmax_loss
 from vastmax.heads.flat import FlatHead
 from vastmax.scoring import linear_logits, linear_loss, linear_topk
 from vastmax.scoring.top import TopK, topk_by_id
+from vastmax.validation import check_k
 
 
 class TopKSoftmax(FlatHead):
@@ -47,8 +47,7 @@ class TopKSoftmax(FlatHead):
 
     def __init__(self, in_features: int, num_classes: int, k: int, **options: Any) -> None:
         super().__init__(in_features, num_classes, **options)
-        check_loss_k(k, num_classes)
-        self.k = k
+        self.k = check_loss_k(k, self.num_classes)
         self.reset_parameters()
 
     def forward(
@@ -101,7 +100,7 @@ class TopKSoftmax(FlatHead):
             own k the values are -inf and the classes those of the next largest logits. Equals go by rising id.
         """
         self.check(hidden)
-        check_k(k, self.num_classes)
+        k = check_k(k, self.num_classes)
         values, indices = linear_topk(
             self.divide(hidden), self.weight, max(k, self.k), linear_bias=self.exact_bias(), link=self.link
         )

@@ -73,5 +73,5 @@ def log_prob_rank(log_prob: Tensor, *, tolerance: float | None = None) -> int:
             raise ValueError(
                 f"log_prob: expected a finer dtype for shape {tuple(log_prob.shape)}, got {log_prob.dtype}"
             )
-    check_finite_number("tolerance", tolerance, at_least=0.0, below=1.0)
+    tolerance = check_finite_number("tolerance", tolerance, at_least=0.0, below=1.0)
     return int((spectrum > tolerance * spectrum[0]).sum())

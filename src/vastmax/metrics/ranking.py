@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vastmax.validation import check_positive_int
+from vastmax.validation import check_int, check_positive_int
 
 
 class RankingScores(NamedTuple):
@@ -69,6 +69,7 @@ class Ranking:
             TypeError: a tensor that is not int64.
             ValueError: shapes that do not fit, or a class twice in a row.
         """
+        ignore_index = check_int("ignore_index", ignore_index)
         for name, ids in (("indices", indices), ("target", target)):
             if not isinstance(ids, Tensor) or ids.dtype != torch.int64:
                 kind = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from vastmax.validation import check_number, shown
+
 
 @torch.no_grad()
 def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float) -> Tensor:
@@ -33,8 +35,9 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float) -> T
         >>> clip_grad_norm_(embedding.parameters(), max_norm=1.0)
         tensor(2.8284)
     """
-    if not max_norm >= 0:
-        raise ValueError(f"max_norm: expected a number of at least 0, got {max_norm}")
+    if not check_number("max_norm", max_norm) >= 0:
+        raise ValueError(f"max_norm: expected a number of at least 0, got {shown(max_norm)}")
+    max_norm = check_number("max_norm", max_norm)
     params = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     dense: list[Tensor] = []
     entries: list[Tensor] = []

@@ -47,7 +47,7 @@ class LazyAdamW(RowOptimizer):
 
     Args:
         params: parameters, named parameters, or groups of them with their own options.
-        lr: learning rate $\eta$, 0 or greater.
+        lr: learning rate $\eta$, 0 or greater; a tensor is kept and read at every step.
         betas: decay of the two moments, each in [0, 1).
         eps: $\epsilon$, added to the root of the second moment, 0 or greater.
         weight_decay: decoupled weight decay $\lambda$, 0 or greater.
@@ -75,7 +75,7 @@ class LazyAdamW(RowOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float = 1e-3,
+        lr: float | Tensor = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,

@@ -11,6 +11,7 @@ from torch.optim.optimizer import ParamsT
 
 from vastmax.kernels.reference.rounding import stochastic_round
 from vastmax.kernels.reference.row_updates import Runs
+from vastmax.validation import plain
 
 Group = dict[str, Any]
 State = dict[str, Tensor]
@@ -27,7 +28,7 @@ class RowOptimizer(Optimizer):
 
     def __init__(self, params: ParamsT, defaults: Group, generator: torch.Generator | None) -> None:
         self.generator = generator
-        super().__init__(params, defaults)
+        super().__init__(params, _kept(defaults, defaults))
 
     def _check_options(self, group: Group) -> None:
         raise NotImplementedError
@@ -70,6 +71,7 @@ class RowOptimizer(Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
+            group.update(_kept(group, self.defaults))
             self._check_options(group)
             _check_params(group["params"])
         except (TypeError, ValueError):
@@ -99,58 +101,68 @@ class RowOptimizer(Optimizer):
                 self._step_group(group)
         return loss
 
+    def _options(self, group: Group) -> Group:
+        """Return a group's options as they are now, as plain numbers: what a scheduler has set may be a tensor."""
+        return {name: plain(group[name]) for name in self.defaults}
+
     def _step_group(self, group: Group) -> None:
+        options = self._options(group)
         together: dict[bool, list[tuple[Tensor, Tensor]]] = {True: [], False: []}
         for param in group["params"]:
             grad = param.grad
             if grad is None:
                 continue
             if grad.is_sparse:
-                self.step_rows(param, group, *_summed_rows(grad))
+                self._step_rows(param, options, *_summed_rows(grad))
                 continue
-            state = self._state_of(param, group, sparse=False)
+            state = self._state_of(param, options, sparse=False)
             if self._by_row(param, state):
-                self.step_rows(param, group, torch.arange(len(param), device=param.device), grad)
+                self._step_rows(param, options, torch.arange(len(param), device=param.device), grad)
                 continue
             fused = in_one_pass(param, grad, *state.values())
             if param.dtype == compute_dtype(param):
                 together[fused].append((param, grad))
             else:  # alone, so that only one float32 copy of a parameter is held at a time
-                self._step_dense([(param, grad)], group, fused=fused)
+                self._step_dense([(param, grad)], options, fused=fused)
         for fused, pairs in together.items():
             if pairs:
-                self._step_dense(pairs, group, fused=fused)
+                self._step_dense(pairs, options, fused=fused)
 
-    def _step_dense(self, pairs: list[tuple[Tensor, Tensor]], group: Group, *, fused: bool) -> None:
+    def _step_dense(self, pairs: list[tuple[Tensor, Tensor]], options: Group, *, fused: bool) -> None:
         weights = [param.to(compute_dtype(param)) for param, _ in pairs]
         grads = [grad.to(compute_dtype(param)) for param, grad in pairs]
-        self._update_dense(weights, grads, [self.state[param] for param, _ in pairs], group, fused=fused)
+        self._update_dense(weights, grads, [self.state[param] for param, _ in pairs], options, fused=fused)
         for (param, _), weight in zip(pairs, weights, strict=True):
             if weight is not param:
-                uniform = self._uniform(param, weight.shape, group)
+                uniform = self._uniform(param, weight.shape, options)
                 param.copy_(weight if uniform is None else stochastic_round(weight, param.dtype, uniform))
 
     def step_rows(self, param: Tensor, group: Group, rows: Tensor, table: Tensor, runs: Runs | None = None) -> None:
         """Update distinct rows of a parameter by their gradients, `table` or sums of it as kernels take them."""
+        self._step_rows(param, self._options(group), rows, table, runs)
+
+    def _step_rows(
+        self, param: Tensor, options: Group, rows: Tensor, table: Tensor, runs: Runs | None = None
+    ) -> None:
         dtype = compute_dtype(param)
         if runs is not None:
             runs = (*runs[:2], runs[2].to(dtype))
-        state = self._state_of(param, group, sparse=True)
-        uniform = self._uniform(param, (len(rows), *param.shape[1:]), group)
+        state = self._state_of(param, options, sparse=True)
+        uniform = self._uniform(param, (len(rows), *param.shape[1:]), options)
         # Detached, and so of the same memory: kernels of other makers than torch leave the graph and its versions.
-        self._update_rows(param.detach(), rows, table.to(dtype), runs, state, group, uniform)
+        self._update_rows(param.detach(), rows, table.to(dtype), runs, state, options, uniform)
         torch.autograd.graph.increment_version(param)
 
-    def _state_of(self, param: Tensor, group: Group, *, sparse: bool) -> State:
+    def _state_of(self, param: Tensor, options: Group, *, sparse: bool) -> State:
         if not self.state[param]:
-            self.state[param] = self._new_state(param, group, sparse=sparse)
+            self.state[param] = self._new_state(param, options, sparse=sparse)
         state: State = self.state[param]
         state.setdefault("step", step_counter())  # the state of torch.optim.SGD has none
         return state
 
-    def _uniform(self, param: Tensor, shape: Sequence[int], group: Group) -> Tensor | None:
+    def _uniform(self, param: Tensor, shape: Sequence[int], options: Group) -> Tensor | None:
         """Draw the numbers that round new weights stochastically; None for rounding to the nearest."""
-        if not group["stochastic_rounding"] or param.dtype == compute_dtype(param):
+        if not options["stochastic_rounding"] or param.dtype == compute_dtype(param):
             return None
         return torch.rand(shape, generator=self.generator, device=param.device)
 
@@ -215,6 +227,11 @@ def in_one_pass(*tensors: Tensor) -> bool:
     strides: a tensor that is not contiguous would have its elements paired with the wrong ones, silently.
     """
     return all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in tensors)
+
+
+def _kept(options: Group, names: Iterable[str]) -> Group:
+    """Return the named options as a group keeps them: a tensor as it is, which a scheduler fills in place."""
+    return {name: x if isinstance(x := options[name], Tensor) else plain(x) for name in names}
 
 
 def _check_params(params: Iterable[Tensor]) -> None:

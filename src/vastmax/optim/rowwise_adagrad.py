@@ -37,7 +37,7 @@ class RowwiseAdagrad(RowOptimizer):
 
     Args:
         params: parameters, named parameters, or groups of them with their own options.
-        lr: learning rate $\eta$, 0 or greater.
+        lr: learning rate $\eta$, 0 or greater; a tensor is kept and read at every step.
         eps: $\epsilon$, added to the root of the accumulator, 0 or greater.
         initial_accumulator_value: $G$ before the first step, 0 or greater.
         stochastic_rounding: round new weights of half precision up or down at random, so that the mean is exact.
@@ -64,7 +64,7 @@ class RowwiseAdagrad(RowOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float = 1e-2,
+        lr: float | Tensor = 1e-2,
         eps: float = 1e-10,
         initial_accumulator_value: float = 0.0,
         *,

@@ -44,7 +44,7 @@ class SGD(RowOptimizer):
 
     Args:
         params: parameters, named parameters, or groups of them with their own options.
-        lr: learning rate $\eta$, 0 or greater.
+        lr: learning rate $\eta$, 0 or greater; a tensor is kept and read at every step.
         momentum: $\mu$, in [0, 1).
         weight_decay: coupled weight decay $\lambda$, 0 or greater.
         nesterov: step by $g + \mu b$ instead of $b$; needs momentum.
@@ -71,7 +71,7 @@ class SGD(RowOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float = 1e-3,
+        lr: float | Tensor = 1e-3,
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         *,

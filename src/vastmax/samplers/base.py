@@ -8,7 +8,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from vastmax.validation import check_ids, check_positive_int
+from vastmax.validation import LARGEST_INT, check_ids, check_int, check_positive_int, shown
 
 
 class Candidates(NamedTuple):
@@ -222,17 +222,18 @@ class Sampler(nn.Module, ABC):
         )
 
     def _check_size(self, size: int | Sequence[int]) -> list[int]:
-        shape = [size] if isinstance(size, int) else size
-        if not isinstance(shape, Sequence) or not all(type(length) is int for length in shape):
-            raise TypeError(f"size: expected k or a shape (..., k) of integers, got {size!r}")
-        if len(shape) == 0 or shape[-1] < 1 or min(shape) < 0:
-            raise ValueError(f"size: expected k or a shape (..., k) with k at least 1, got {size!r}")
+        try:
+            shape = [check_int("size", length) for length in (size if isinstance(size, Sequence) else [size])]
+        except TypeError as wrong:
+            raise TypeError(f"size: expected k or a shape (..., k) of integers, got {shown(size)}") from wrong
+        if len(shape) == 0 or shape[-1] < 1 or min(shape) < 0 or max(shape) > LARGEST_INT:
+            raise ValueError(f"size: expected k or a shape (..., k) with k at least 1, got {shown(size)}")
         if self.unique and shape[-1] > self.support_size:
             raise ValueError(
                 f"size: expected k of at most {self.support_size}, the number of classes with positive "
-                f"probability, for sets of distinct classes, got {size!r}"
+                f"probability, for sets of distinct classes, got {shown(size)}"
             )
-        return list(shape)
+        return shape
 
     def _uniform(self, shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
         """Return float64 uniforms of [0, 1), multiples of 2^-53, fine enough for any number of classes."""

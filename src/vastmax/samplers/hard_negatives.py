@@ -55,7 +55,7 @@ class HardNegatives(ConditionalSampler):
             raise TypeError(f"sampler: expected a vastmax.samplers.Sampler, got {type(sampler).__name__}")
         super().__init__(sampler.num_classes, unique=sampler.unique, device=sampler.device)
         self.pool = check_positive_int("pool", pool)
-        if sampler.unique and pool > sampler.support_size:
+        if sampler.unique and self.pool > sampler.support_size:
             raise ValueError(
                 f"pool: expected at most {sampler.support_size}, the number of classes that can be drawn without "
                 f"replacement, got {pool}"

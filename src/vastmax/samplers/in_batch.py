@@ -78,13 +78,13 @@ class InBatch(ConditionalSampler):
         super().__init__(num_classes, device=count.device if count is not None and device is None else device)
         self.rate = check_finite_number("rate", rate, above=0.0, below=1.0)
         if count is not None:
-            if len(count) != num_classes:
-                raise ValueError(f"counts: expected one for each of {num_classes} classes, got {len(count)}")
+            if len(count) != self.num_classes:
+                raise ValueError(f"counts: expected one for each of {self.num_classes} classes, got {len(count)}")
             self._register_table("_log_q", log_frequency(count, power=1.0).to(self.device))
         else:
             self._register_table("_log_q", None)
-            zeros = torch.zeros(num_classes, dtype=torch.float64, device=self.device)
-            self._register_table("_gap", zeros + num_classes)
+            zeros = torch.zeros(self.num_classes, dtype=torch.float64, device=self.device)
+            self._register_table("_gap", zeros + self.num_classes)
             self._register_table("_last", zeros.clone())
             self._register_table("_seen", zeros + 1)
             self._register_table("_draws", zeros.new_zeros(()))

@@ -11,7 +11,7 @@ from vastmax.samplers.base import Batch, Sampler
 from vastmax.samplers.conditional import ModelFollowingSampler
 from vastmax.samplers.heap import HeapRows, OneRow, inner_levels
 from vastmax.scoring import chosen_logits
-from vastmax.validation import check_finite_number, check_positive_int
+from vastmax.validation import check_finite_number, check_int, check_positive_int
 
 MAX_LOG_GROWTH = 20.0
 """How far the log of a class's feature may rise, between two makings of the tables, above the largest of them."""
@@ -80,9 +80,7 @@ class RandomFeatures(ModelFollowingSampler):
         super().__init__(num_classes, refresh=refresh, device=device)
         self.num_features = check_positive_int("num_features", num_features)
         self.floor = check_finite_number("floor", floor, above=0.0, below=1.0)
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise TypeError(f"seed: expected an integer, got {seed!r} of type {type(seed).__name__}")
-        self.seed = seed
+        self.seed = check_int("seed", seed)
         self._touched: list[Tensor] = []
         for name in ("_omega", "_hidden_centre", "_class_centre", "_scale", "_shift", "_mass"):
             self._register_table(name, None)

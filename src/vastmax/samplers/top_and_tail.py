@@ -55,7 +55,7 @@ class TopAndTail(ConditionalSampler):
             )
         super().__init__(sampler.num_classes, unique=True, device=sampler.device)
         self.top = check_positive_int("top", top)
-        if top > self.num_classes:
+        if self.top > self.num_classes:
             raise ValueError(f"top: expected at most num_classes = {self.num_classes}, got {top}")
         self.sampler = sampler
 

@@ -67,7 +67,9 @@ class TreeGuided(ModelFollowingSampler):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__(num_classes, refresh=refresh, device=device)
-        self._register_table("_order", None if order is None else _check_order(order, num_classes).to(self.device))
+        self._register_table(
+            "_order", None if order is None else _check_order(order, self.num_classes).to(self.device)
+        )
         for name in ("_class_at", "_leaf", "_node_weight", "_node_bias"):
             self._register_table(name, None)
 

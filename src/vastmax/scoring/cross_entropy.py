@@ -17,6 +17,7 @@ from vastmax.validation import (
     check_finite,
     check_finite_number,
     check_per_class,
+    check_share,
     check_target,
 )
 
@@ -100,25 +101,23 @@ def linear_cross_entropy(
         >>> torch.allclose(loss, torch.nn.functional.cross_entropy(hidden @ weight.T, target), atol=1e-5)
         True
     """
-    check_linear(input, linear_weight, linear_bias, block_size)
+    block_size = check_linear(input, linear_weight, linear_bias, block_size)
     num_classes = linear_weight.shape[0]
-    check_target(target, input.shape[:-1], num_classes, ignore_index)
+    counted = ~check_target(target, input.shape[:-1], num_classes, ignore_index)
     check_per_class("weight", weight, num_classes)
     check_per_class("logit_adjustment", logit_adjustment, num_classes)
     if logit_adjustment is not None:
         check_finite("logit_adjustment", logit_adjustment)
     check_choice("reduction", reduction, REDUCTIONS)
-    check_finite_number("temperature", temperature, above=0.0)
-    check_finite_number("z_loss", z_loss, at_least=0.0)
-    check_finite_number("focal_gamma", focal_gamma, at_least=0.0)
-    check_filter_eps(filter_eps, label_smoothing)
+    temperature = check_finite_number("temperature", temperature, above=0.0)
+    z_loss = check_finite_number("z_loss", z_loss, at_least=0.0)
+    focal_gamma = check_finite_number("focal_gamma", focal_gamma, at_least=0.0)
+    label_smoothing = check_share("label_smoothing", label_smoothing)
+    filter_eps = check_filter_eps(filter_eps, label_smoothing)
     check_product_dtype(product_dtype, input.device)
     link = link_of(softcap, link)
-    if check_finite_number("label_smoothing", label_smoothing, at_least=0.0) > 1.0:
-        raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
     if sample_weight is not None:
         check_sample_weight(sample_weight, target.shape)
-    counted = torch.ones_like(target, dtype=torch.bool) if ignore_index is None else target != ignore_index
     check_finite("input", input, counted)
 
     label = target[counted]
@@ -185,13 +184,14 @@ def linear_cross_entropy(
     return summed_loss(scorer, row_loss, held=(weight, sample_weight))
 
 
-def check_filter_eps(filter_eps: float | None, label_smoothing: float) -> None:
-    """Raise unless classes can be left out of the gradient for being less probable than this."""
+def check_filter_eps(filter_eps: float | None, label_smoothing: float) -> float | None:
+    """Return `filter_eps` if classes can be left out of the gradient for being less probable than this."""
     if filter_eps is None:
-        return
-    check_finite_number("filter_eps", filter_eps, above=0.0, below=1.0)
+        return None
+    filter_eps = check_finite_number("filter_eps", filter_eps, above=0.0, below=1.0)
     if label_smoothing != 0:
         raise ValueError(
             f"filter_eps: expected none beside label_smoothing={label_smoothing}, which gives every class a "
             f"gradient, got {filter_eps}"
         )
+    return filter_eps

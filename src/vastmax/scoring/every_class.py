@@ -211,15 +211,14 @@ def summed_loss(scorer: LinearScorer, row_loss: RowLoss, *, held: Iterable[Tenso
 
 def check_linear(
     input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, block_size: int | None = None
-) -> None:
-    """Raise unless the rows, the class rows and their bias fit together."""
+) -> int | None:
+    """Return the size of a block, if any; raise unless rows, class rows and their bias fit together."""
     check_class_rows("linear_weight", linear_weight)
     check_hidden("input", input, linear_weight.shape[1])
     check_per_class("linear_bias", linear_bias, linear_weight.shape[0])
     if linear_bias is not None and linear_bias.isneginf().all():
         raise ValueError("linear_bias: expected a class that is not masked, got -inf for every class")
-    if block_size is not None:
-        check_positive_int("block_size", block_size)
+    return None if block_size is None else check_positive_int("block_size", block_size)
 
 
 class _Linear(torch.autograd.Function):
@@ -313,7 +312,7 @@ def linear_log_partition(
         >>> torch.allclose(log_z, (hidden @ weight.T).logsumexp(-1), atol=1e-5)
         True
     """
-    check_linear(input, linear_weight, linear_bias, block_size)
+    block_size = check_linear(input, linear_weight, linear_bias, block_size)
     check_finite("input", input)
     rows = input.shape[:-1]
     if target is None:

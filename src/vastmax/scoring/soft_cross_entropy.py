@@ -7,6 +7,7 @@ from torch import Tensor
 from vastmax.scoring.focal import focal
 from vastmax.scoring.links import Link
 from vastmax.scoring.loss_of_logits import linear_loss
+from vastmax.validation import check_finite_number, check_share
 
 
 def linear_soft_cross_entropy(
@@ -49,7 +50,7 @@ def linear_soft_cross_entropy(
 
     Raises:
         TypeError: a tensor of the wrong dtype.
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not fit, an option out of range.
 
     Example:
         >>> hidden, weight = torch.randn(4, 8), torch.randn(1000, 8)
@@ -57,6 +58,9 @@ def linear_soft_cross_entropy(
         >>> linear_soft_cross_entropy(hidden, weight, teacher.values, teacher.indices).shape
         torch.Size([4])
     """
+    label_smoothing = check_share("label_smoothing", label_smoothing)
+    z_loss = check_finite_number("z_loss", z_loss, at_least=0.0)
+    focal_gamma = check_finite_number("focal_gamma", focal_gamma, at_least=0.0)
 
     def loss(scores: Tensor, share: Tensor, *tables: Tensor) -> Tensor:
         logits = scores if link is None else link(scores)

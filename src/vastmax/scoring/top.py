@@ -11,7 +11,7 @@ from vastmax.kernels import implementation
 from vastmax.scoring.blocks import LinearScorer
 from vastmax.scoring.every_class import check_linear
 from vastmax.scoring.links import Link, link_of
-from vastmax.validation import check_finite, check_positive_int
+from vastmax.validation import check_finite, check_k
 
 TIED_ELEMENTS = 1 << 20
 """Numbers looked through at a time where a row's k-th largest is not the only one of its size."""
@@ -109,10 +109,9 @@ def linear_topk(
         >>> torch.equal(indices, (hidden @ weight.T).topk(5).indices)
         True
     """
-    check_linear(input, linear_weight, linear_bias, block_size)
+    block_size = check_linear(input, linear_weight, linear_bias, block_size)
     check_finite("input", input)
-    if check_positive_int("k", k) > linear_weight.shape[0]:
-        raise ValueError(f"k: expected at most num_classes = {linear_weight.shape[0]}, got {k}")
+    k = check_k(k, linear_weight.shape[0])
     rows = input.shape[:-1]
     hidden = input.reshape(-1, linear_weight.shape[1])
     target = torch.zeros(hidden.shape[0], dtype=torch.int64, device=hidden.device)

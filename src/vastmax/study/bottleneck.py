@@ -27,7 +27,7 @@ from vastmax.study.estimator_options import check_names
 from vastmax.study.surroundings import surroundings
 from vastmax.tasks.lm.corpus import read_streams
 from vastmax.tasks.lm.train import eval_batches, load_run
-from vastmax.validation import check_finite_number, check_positive_int
+from vastmax.validation import check_finite_number, check_positive_int, make_plain
 
 HEADS = ("softmax", "sigsoftmax", "mixture")
 LEARNING_RATE = 0.1
@@ -65,6 +65,7 @@ class BottleneckOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        make_plain(self)
         check_names("heads", self.heads, HEADS)
         check_rising("mixtures", self.mixtures)
         if self.mixtures[0] < 2:
@@ -256,7 +257,7 @@ def study_runs(
     Raises:
         FileNotFoundError, ValueError: see `run_hidden`; no folder, or one twice.
     """
-    check_positive_int("rows", rows)
+    rows = check_positive_int("rows", rows)
     if not folders or len({folder.resolve() for folder in folders}) < len(folders):
         raise ValueError(f"run: expected distinct folders, got {', '.join(map(str, folders)) or 'none'}")
     loaded = {folder: run_hidden(folder, rows) for folder in folders}  # what cannot be read is said before the work

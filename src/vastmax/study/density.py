@@ -21,7 +21,7 @@ from torch.distributions import Distribution, Independent, MultivariateNormal, N
 
 from vastmax.density import NCE, UnnormalizedGaussian, fit, gaussian_noise, uniform_noise
 from vastmax.study.surroundings import surroundings
-from vastmax.validation import check_choice, check_positive_int
+from vastmax.validation import check_choice, check_positive_int, make_plain
 
 QUANTITIES = ("precision", "log_partition")
 CONDITION = 10.0
@@ -65,6 +65,7 @@ class DensityOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        make_plain(self)
         check_positive_int("features", self.features)
         check_rising("sample_sizes", self.sample_sizes)
         check_rising("ratios", self.ratios)

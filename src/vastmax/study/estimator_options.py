@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from vastmax import heads, samplers
 from vastmax.heads import SampledHead
 from vastmax.samplers import HardNegatives, RandomFeatures, Sampler, TopAndTail, TreeGuided
-from vastmax.validation import check_choice, check_finite_number, check_positive_int
+from vastmax.validation import check_choice, check_finite_number, check_positive_int, make_plain
 
 if TYPE_CHECKING:
     from vastmax.study.problems import Problem
@@ -85,6 +85,7 @@ class StudyOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        make_plain(self)
         check_names("estimators", self.estimators, tuple(ESTIMATORS))
         check_names("samplers", self.samplers, tuple(SAMPLERS))
         for k in self.num_samples:

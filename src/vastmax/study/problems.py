@@ -73,10 +73,11 @@ def synthetic_problem(
         >>> synthetic_problem(8, 100, 4).weight.shape
         torch.Size([100, 4])
     """
-    check_rows(num_rows)
-    if check_positive_int("num_classes", num_classes) < 2:
+    num_rows = check_rows(num_rows)
+    num_classes = check_positive_int("num_classes", num_classes)
+    if num_classes < 2:
         raise ValueError("num_classes: expected at least 2, got 1")
-    check_positive_int("width", width)
+    width = check_positive_int("width", width)
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(num_rows, width, dtype=dtype, generator=generator)
     weight = torch.randn(num_classes, width, dtype=dtype, generator=generator) * (LOGIT_SPREAD / width**0.5)
@@ -112,7 +113,7 @@ def run_problem(folder: Path, num_rows: int = 256) -> Problem:
         ValueError: a run that is damaged, or whose head has no row of weight per class; more rows than
             validation text.
     """
-    check_rows(num_rows)
+    num_rows = check_rows(num_rows)
     config, vocabulary, model = load_run(folder)
     head = model.head
     if not isinstance(head, FlatHead):
@@ -145,7 +146,9 @@ def run_problem(folder: Path, num_rows: int = 256) -> Problem:
     )
 
 
-def check_rows(num_rows: int) -> None:
-    """Raise unless there are rows enough to have a spread."""
-    if check_positive_int("rows", num_rows) < 2:
+def check_rows(num_rows: int) -> int:
+    """Return the number of rows if there are enough to have a spread."""
+    num_rows = check_positive_int("rows", num_rows)
+    if num_rows < 2:
         raise ValueError("rows: expected at least 2, so that a mini-batch has noise, got 1")
+    return num_rows

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from vastmax.tasks.classify.config import check_number
 from vastmax.tasks.lm.config import LIMIT, option
-from vastmax.validation import check_finite_number
+from vastmax.validation import check_finite_number, make_plain
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class ContrastConfig:
     seed: int = option(0, "The first seed: of splits, initial weights, batches and views.")
 
     def __post_init__(self) -> None:
+        make_plain(self)
         for name in ("seeds", "epochs", "hidden", "width", "queue"):
             check_number(name, getattr(self, name))
         if check_number("batch_size", self.batch_size) < 2:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from vastmax.validation import check_choice, check_finite_number, check_positive_int
+from vastmax.validation import check_choice, check_finite_number, check_positive_int, make_plain
 
 SAMPLERS = (
     "unigram",
@@ -89,6 +89,7 @@ class LMConfig:
     device: str = option("auto", "cpu, gpu or auto.")
 
     def __post_init__(self) -> None:
+        make_plain(self)
         check_choice("tokens", self.tokens, TOKENS)
         check_choice("split", self.split, SPLITS)
         check_choice("body", self.body, BODIES)
