@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from vastmax.kernels import implementation
+from vastmax.kernels.reference import BlockSums
 from vastmax.scoring.blocks import LinearScorer
 from vastmax.scoring.every_class import check_linear
 from vastmax.scoring.links import Link, link_of
+from vastmax.scoring.partition import merged
 from vastmax.validation import check_finite, check_k
 
 TIED_ELEMENTS = 1 << 20
@@ -130,8 +132,8 @@ def linear_topk(
 def _best(scorer: LinearScorer, rows: slice, k: int, buffer: Tensor) -> TopK:
     values = buffer.new_empty((rows.stop - rows.start, 0))
     indices = torch.empty_like(values, dtype=torch.int64)
-    maximum = buffer.new_full((rows.stop - rows.start,), torch.finfo(buffer.dtype).min)
-    mass = torch.zeros_like(maximum)
+    least = buffer.new_full((rows.stop - rows.start,), torch.finfo(buffer.dtype).min)
+    sums = BlockSums(least, torch.zeros_like(least))
     for classes in scorer.class_blocks():
         logits = scorer.logits(rows, classes, buffer)
         block = topk_by_id(logits, min(k, logits.shape[1]))
@@ -140,9 +142,6 @@ def _best(scorer: LinearScorer, rows: slice, k: int, buffer: Tensor) -> TopK:
         # What was found before stands first, as its ids do.
         values, place = topk_by_id(values, min(k, values.shape[1]))
         indices = indices.gather(-1, place)
-        level, mass_there = implementation("row_sums", logits)(logits)
-        highest = torch.maximum(maximum, level)
-        mass = mass * (maximum - highest).exp() + mass_there * (level - highest).exp()
-        maximum = highest
+        sums = merged(sums, implementation("row_sums", logits)(logits))
     # Relative to the largest logit: beside a log Z in one number a large logit leaves no digits of the difference.
-    return TopK((values - maximum.unsqueeze(-1)) - mass.log().unsqueeze(-1), indices)
+    return TopK((values - sums.maximum.unsqueeze(-1)) - sums.mass.log().unsqueeze(-1), indices)
