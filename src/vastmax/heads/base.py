@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from vastmax.heads.targets import RowLoss, TrueClasses, check_target_weight, shares
 from vastmax.reduction import REDUCTIONS, check_sample_weight, reduce_rows
@@ -131,6 +132,17 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def start_at(self, log_prob: Tensor) -> None:
         """Set the biases so that, where hidden is 0, the classes have these log-probabilities (V,)."""
+
+    def resize(self, num_classes: int, optimizer: Optimizer | None = None, **per_class: Any) -> None:
+        """Change the number of classes, where each has a row of its own: see `FlatHead.resize`.
+
+        Raises:
+            TypeError: a head whose parameters are made otherwise.
+        """
+        raise TypeError(
+            f"resize: expected a flat head, with a row of weight for each class, got {type(self).__name__}: build "
+            "another of the new number of classes"
+        )
 
     def _train(
         self,

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from vastmax.heads.base import Head
+from vastmax.heads.resizing import check_optimizer, give_rows, resize_state
 from vastmax.heads.targets import unmasked
 from vastmax.scoring import linear_cross_entropy, linear_log_partition, linear_logits, linear_topk
 from vastmax.scoring.links import Link, SoftCap, link_of
 from vastmax.scoring.top import TopK
-from vastmax.validation import check_finite, check_finite_number, check_per_class
+from vastmax.validation import (
+    check_class_weight,
+    check_finite,
+    check_finite_number,
+    check_per_class,
+    check_positive_int,
+)
 
 
 class FlatHead(Head):
@@ -71,6 +80,7 @@ class FlatHead(Head):
         empty = torch.empty(self.num_classes, device=device, dtype=dtype)
         self.register_parameter("bias", nn.Parameter(empty) if bias else None)
         self._temperature = _temperature(temperature, self.num_classes)
+        self._divided_by_sqrt_classes = temperature == "sqrt_classes"
         self.link = self._link(softcap)
         learned = temperature == "learned"
         zero = torch.zeros((), device=device, dtype=dtype)
@@ -156,6 +166,74 @@ class FlatHead(Head):
                 f"got one of {log_prob.abs().max().item():g}"
             )
         self.bias.copy_(self.temperature * scores)
+
+    @torch.no_grad()
+    def resize(self, num_classes: int, optimizer: Optimizer | None = None, **per_class: Any) -> None:
+        """Change the number of classes: the first keep their rows, new ones are drawn as `reset_parameters` does.
+
+        The parameters stay the objects they are: a table that is tied to them is resized with them, and an
+        optimizer goes on with them. Of their gradients nothing is kept.
+
+        Args:
+            num_classes: V from now on.
+            optimizer: one that has weight and bias, whose state of them is resized too: kept for the classes that
+                stay, and for new ones as of rows that were never updated. It must be given if there is one.
+            **per_class: what the head was given of each class, or for their number, anew: `class_weight`, and
+                `logit_adjustment`, `sampler` or `proposal` where the head has it. What has a number for each class
+                is cut to the first of fewer; uniform samplers are made anew by themselves.
+
+        Raises:
+            TypeError: an argument of the wrong type, or one that the head has not.
+            ValueError: a number of classes that is not at least 1, an optimizer of other parameters, or something
+                of each class that is missing or does not fit.
+            RuntimeError: a loss from before is kept, whose graph would hold the parameters to their former shape.
+
+        Example:
+            >>> from vastmax.heads import Softmax
+            >>> head = Softmax(8, 1000)
+            >>> optimizer = torch.optim.AdamW(head.parameters())
+            >>> before = head.weight[999].detach().clone()
+            >>> head.resize(1200, optimizer)
+            >>> head.weight.shape, torch.equal(head.weight[999], before)
+            (torch.Size([1200, 8]), True)
+        """
+        num_classes = check_positive_int("num_classes", num_classes)
+        settings = self._per_class(num_classes, **per_class)
+        tables = [table for table in (self.weight, self.bias) if table is not None]
+        if optimizer is not None:
+            check_optimizer(optimizer, tables)
+        others = [x for x in self.parameters() if all(x is not table for table in tables)]
+        values, former = [x.clone() for x in others], give_rows(tables, num_classes)
+        self.num_classes = num_classes
+        for name, value in settings.items():
+            setattr(self, name, value)
+        if self._divided_by_sqrt_classes:
+            self._temperature = math.sqrt(num_classes)
+        self.reset_parameters()
+        for parameter, value in zip(others, values, strict=True):
+            parameter.copy_(value)
+        for table, rows in zip(tables, former, strict=True):
+            kept = min(len(rows), num_classes)
+            table[:kept] = rows[:kept]
+            if optimizer is not None:
+                resize_state(optimizer, table, len(rows))
+
+    def _per_class(self, num_classes: int, *, class_weight: Tensor | None = None) -> dict[str, Any]:
+        """Return what the head keeps of each class, or for their number, for another number of classes."""
+        setting = self._for_classes("class_weight", class_weight, num_classes)
+        return {"class_weight": check_class_weight("class_weight", setting, num_classes)}
+
+    def _for_classes(self, name: str, given: Tensor | None, num_classes: int) -> Tensor | None:
+        """Return a setting of each class for another number of them: what is given, or the first of the present."""
+        present: Tensor | None = getattr(self, name)
+        if given is None and present is not None:
+            if num_classes > self.num_classes:
+                raise ValueError(
+                    f"{name}: expected one number for each of {num_classes} classes, as there is one for each of "
+                    f"{self.num_classes}, got None"
+                )
+            given = present[:num_classes]
+        return None if given is None else given.detach().to(self.weight.device, copy=True)
 
     def log_prob_offset(self) -> Tensor | None:
         """What to add to each class's logit to make it a log-probability up to a constant of the row: (V,)."""

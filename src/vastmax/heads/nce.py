@@ -72,24 +72,31 @@ class NCE(SampledHead):
     ) -> None:
         super().__init__(in_features, num_classes, **options)
         self.z_loss = check_finite_number("z_loss", z_loss, at_least=0.0)
-        self.proposal = None if proposal is None else self._check_proposal(proposal)
+        self.proposal = None if proposal is None else self._check_proposal(proposal, self.sampler)
         self.normaliser = self._build_normaliser(log_partition)
         self._start_normalised()
 
-    def _check_proposal(self, proposal: Sampler) -> Sampler:
-        proposal = self._on_device("proposal", proposal)
-        if self.sampler.conditional or self.sampler.unique:
+    def _per_class(self, num_classes: int, *, proposal: Sampler | None = None, **others: Any) -> dict[str, Any]:
+        settings = super()._per_class(num_classes, **others)
+        if self.proposal is not None:
+            proposal = self._for_number("proposal", self.proposal, proposal, num_classes)
+        settings["proposal"] = None if proposal is None else self._check_proposal(proposal, settings["sampler"])
+        return settings
+
+    def _check_proposal(self, proposal: Sampler, noise: Sampler) -> Sampler:
+        proposal = self._on_device("proposal", proposal, noise.num_classes)
+        if noise.conditional or noise.unique:
             raise ValueError(
                 "sampler: expected, beside a proposal, independent draws from a q that does not depend on the "
-                f"batch, got {self.sampler!r}"
+                f"batch, got {noise!r}"
             )
         if isinstance(proposal, HardNegatives):
             raise ValueError(
                 "proposal: expected one whose expected counts are those of its candidates, got HardNegatives"
             )
         if not proposal.conditional and not self.weight.is_meta:
-            classes = self.every_class()
-            never = proposal.log_prob(classes).isneginf() & self.sampler.log_prob(classes).isfinite()
+            classes = torch.arange(noise.num_classes, device=self.weight.device)
+            never = proposal.log_prob(classes).isneginf() & noise.log_prob(classes).isfinite()
             if never.any():
                 raise ValueError(
                     f"proposal: expected one that can draw every class of the noise, got {proposal!r}, which never "

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vastmax.functional import negative_sampling_loss, one_vs_each_loss
 from vastmax.heads.sampled_head import SampledHead, Scores
-from vastmax.samplers import Candidates
+from vastmax.samplers import Candidates, Sampler
 from vastmax.scoring.chosen_losses import noise_contrast
 from vastmax.validation import check_share
 
@@ -59,9 +59,17 @@ class NegativeSampling(SampledHead):
                 f"softcap: expected None in {type(self).__name__}, which learns log(p / q), that has no bounds, "
                 f"got {options['softcap']}"
             )
-        if self.sampler.conditional:
+        self._check_q(self.sampler)
+
+    def _per_class(self, num_classes: int, **others: Any) -> dict[str, Any]:
+        settings = super()._per_class(num_classes, **others)
+        self._check_q(settings["sampler"])
+        return settings
+
+    def _check_q(self, sampler: Sampler) -> None:
+        if sampler.conditional:
             raise ValueError(
-                f"sampler: expected one whose q does not depend on the batch, got {type(self.sampler).__name__}; "
+                f"sampler: expected one whose q does not depend on the batch, got {type(sampler).__name__}; "
                 "negative sampling learns log(p / q), and its probabilities need q"
             )
 

@@ -80,16 +80,26 @@ class SampledHead(FlatHead):
         self.num_samples = num_samples
         self.shared = shared
         self.sparse = sparse
-        self.sampler = self._on_device("sampler", Uniform(num_classes) if sampler is None else sampler)
+        self.sampler = self._on_device("sampler", Uniform(num_classes) if sampler is None else sampler, num_classes)
         self.reset_parameters()
 
-    def _on_device(self, name: str, sampler: Sampler) -> Sampler:
+    def _per_class(self, num_classes: int, *, sampler: Sampler | None = None, **others: Any) -> dict[str, Any]:
+        sampler = self._for_number("sampler", self.sampler, sampler, num_classes)
+        return {"sampler": sampler, **super()._per_class(num_classes, **others)}
+
+    def _for_number(self, name: str, present: Sampler, given: Sampler | None, num_classes: int) -> Sampler:
+        """Return a sampler of another number of classes: what is given, or a uniform one as the present one is."""
+        if given is None and type(present) is Uniform:
+            given = Uniform(num_classes, unique=present.unique)
+        return self._on_device(name, present if given is None else given, num_classes)
+
+    def _on_device(self, name: str, sampler: Sampler, num_classes: int) -> Sampler:
         """Return a sampler of this head's classes, on its device; the caller's stays where it is."""
         if not isinstance(sampler, Sampler):
             raise TypeError(f"{name}: expected a vastmax.samplers.Sampler, got {type(sampler).__name__}")
         shown = " ".join(repr(sampler).split())
-        if sampler.num_classes != self.num_classes:
-            raise ValueError(f"{name}: expected one of num_classes={self.num_classes} classes, got {shown}")
+        if sampler.num_classes != num_classes:
+            raise ValueError(f"{name}: expected one of num_classes={num_classes} classes, got {shown}")
         if sampler.largest_set is not None and self.num_samples > sampler.largest_set:
             raise ValueError(
                 f"num_samples: expected at most {sampler.largest_set}, which is all that {shown} can put in a set, "

@@ -80,11 +80,16 @@ class Softmax(FlatHead):
         self.filter_eps = check_filter_eps(filter_eps, self.label_smoothing)
         check_product_dtype(product_dtype)
         self.product_dtype = product_dtype
-        check_per_class("logit_adjustment", logit_adjustment, self.num_classes)
-        if logit_adjustment is not None and not logit_adjustment.is_meta:
-            check_finite("logit_adjustment", logit_adjustment)
+        _check_adjustment(logit_adjustment, self.num_classes)
         self._register_setting("logit_adjustment", logit_adjustment, self.weight.device)
         self.reset_parameters()
+
+    def _per_class(
+        self, num_classes: int, *, logit_adjustment: Tensor | None = None, **others: Any
+    ) -> dict[str, Any]:
+        adjustment = self._for_classes("logit_adjustment", logit_adjustment, num_classes)
+        _check_adjustment(adjustment, num_classes)
+        return {"logit_adjustment": adjustment, **super()._per_class(num_classes, **others)}
 
     def forward(
         self,
@@ -156,3 +161,9 @@ class Softmax(FlatHead):
         if self.product_dtype is not None:
             said += f", product_dtype={self.product_dtype}"
         return super().extra_repr() + said + (", logit_adjustment" if self.logit_adjustment is not None else "")
+
+
+def _check_adjustment(logit_adjustment: Tensor | None, num_classes: int) -> None:
+    check_per_class("logit_adjustment", logit_adjustment, num_classes)
+    if logit_adjustment is not None and not logit_adjustment.is_meta:
+        check_finite("logit_adjustment", logit_adjustment)

@@ -50,6 +50,10 @@ class TopKSoftmax(FlatHead):
         self.k = check_loss_k(k, self.num_classes)
         self.reset_parameters()
 
+    def _per_class(self, num_classes: int, **others: Any) -> dict[str, Any]:
+        check_loss_k(self.k, num_classes)
+        return super()._per_class(num_classes, **others)
+
     def forward(
         self,
         hidden: Tensor,

@@ -157,6 +157,12 @@ class RowOptimizer(Optimizer):
         if not self.state[param]:
             self.state[param] = self._new_state(param, options, sparse=sparse)
         state: State = self.state[param]
+        for name, value in state.items():  # which the kernels trust, and would read and write past its end
+            if isinstance(value, Tensor) and value.ndim > 0 and len(value) != len(param):
+                raise ValueError(
+                    f"state {name!r}: expected {len(param)} rows, as the parameter has, got {len(value)}: "
+                    "a head that is resized has to be given its optimizer"
+                )
         state.setdefault("step", step_counter())  # the state of torch.optim.SGD has none
         return state
 
