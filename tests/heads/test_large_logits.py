@@ -5,27 +5,17 @@ lost in it at any size.
 """
 
 import functools
-import math
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, one_hot
 
+from benchmarks.precision import CLASSES, HEADS, LOSS_TABLE, LOSSES, OFFSETS, flat, hidden, logits_of
 from vastmax import functional, heads
 from vastmax.kernels import use
 from vastmax.scoring import linear_soft_cross_entropy
 
-OFFSETS = [0.0, 1e2, 1e4, 1e6, 1e8]
-LOSSES = [1e-1, 1e-3, 1e-5, 1e-7]
 EPS = torch.finfo(torch.float32).eps
-CLASSES = 9
-
-
-def logits_of(offset, loss):
-    """Float32 logits of which class 0 has about this loss, and the others share the rest unevenly."""
-    others = torch.linspace(-3.0, 0.0, CLASSES - 1, dtype=torch.float64)
-    first = others.logsumexp(0) - math.log(math.expm1(loss))
-    return (offset + torch.cat([first.unsqueeze(0), others])).float()
 
 
 def assert_as_exact(found, exact, theirs, floor=0.0):
@@ -115,67 +105,6 @@ def test_the_focal_term_of_a_probable_class(offset):
         torch.testing.assert_close(found.double(), (-torch.expm1(-nll)).square() * nll, rtol=32 * EPS, atol=0)
 
 
-def flat(build, **options):
-    def head(logits):
-        found = build(2, len(logits), bias=False, **options)
-        with torch.no_grad():
-            found.weight.zero_()[:, 0] = logits
-        return found
-
-    return head
-
-
-def mixture(logits):
-    found = heads.MixtureOfSoftmaxes(2, len(logits), 2, bias=False)
-    with torch.no_grad():
-        found.weight.zero_()[:, 0] = logits
-        found.projection.zero_()[::2] = 100.0  # whose hyperbolic tangent is 1
-    return found
-
-
-def factored(logits):
-    """One group of all classes: the group is certain."""
-    found = heads.ClassFactoredSoftmax(2, torch.zeros(len(logits), dtype=torch.int64), bias=False)
-    with torch.no_grad():
-        found.weight.zero_()[:, 0] = logits
-    return found
-
-
-def adaptive(logits, in_features):
-    """A shortlist of one class of no weight, beside a tail that holds the others and is chosen for sure."""
-    found = heads.AdaptiveSoftmax(in_features, len(logits) + 1, [1], div_value=1.0)
-    with torch.no_grad():
-        for parameter in found.parameters():
-            parameter.zero_()
-        found.head.weight[1, 0] = 1e3
-        found.tail[0][0].weight[0, 0] = 1.0
-        found.tail[0][1].weight[:, 0] = logits
-    return found
-
-
-def shortlist(logits):
-    found = heads.AdaptiveSoftmax(2, len(logits) + 1, [len(logits)], div_value=1.0)
-    with torch.no_grad():
-        for parameter in found.parameters():
-            parameter.zero_()
-        found.head.weight[:, 0] = torch.cat([logits, logits[:1] - 1e9])
-    return found
-
-
-HEADS = {
-    "Softmax": flat(heads.Softmax),
-    "Softmax, temperature": flat(heads.Softmax, temperature=0.5),
-    "SampledSoftmax": flat(heads.SampledSoftmax),
-    "OneVsEach": flat(heads.OneVsEach),
-    "NCE": flat(heads.NCE),
-    "MixtureOfSoftmaxes": mixture,
-    "ClassFactoredSoftmax": factored,
-    "AdaptiveSoftmax, shortlist": shortlist,
-    "AdaptiveSoftmax, tail": functools.partial(adaptive, in_features=20),
-    "AdaptiveSoftmax, narrow tail": functools.partial(adaptive, in_features=2),
-}
-
-
 @pytest.mark.parametrize("backend", ["torch", "numba"])
 @pytest.mark.parametrize("offset", OFFSETS)
 @pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
@@ -183,18 +112,25 @@ def test_nll_of_heads(head, offset, backend):
     for size in LOSSES:
         logits = logits_of(offset, size)
         built = head(logits)
-        shift = built.num_classes - CLASSES if isinstance(built, heads.AdaptiveSoftmax) else 0
-        first = 1 if shift and built.cutoffs == [1] else 0
-        logits = logits / getattr(built, "temperature", 1.0)
-        hidden = torch.zeros(CLASSES, built.in_features)
-        hidden[:, 0] = 1.0
-        target = torch.arange(CLASSES)
+        first = 1 if isinstance(built, heads.AdaptiveSoftmax) and built.cutoffs == [1] else 0
+        rows = hidden(CLASSES, built.in_features)
         with use(backend):
-            nll = built.nll(hidden, target + first)
+            nll = built.nll(rows, torch.arange(CLASSES) + first)
         theirs, right = (-x.log_softmax(-1) for x in (logits, logits.double()))
         assert_as_exact(nll, right, theirs)
-        log_prob = built.log_prob(hidden[:1])[0, first : first + CLASSES]
+        log_prob = built.log_prob(rows[:1])[0, first : first + CLASSES]
         torch.testing.assert_close(-log_prob, theirs, rtol=4 * EPS, atol=EPS)
+
+
+@pytest.mark.parametrize("offset", OFFSETS)
+@pytest.mark.parametrize("name", LOSS_TABLE)
+def test_every_loss_of_the_table(name, offset):
+    # An estimate of Z has no term that is the target's.
+    floor = EPS if name == "importance_sampled_softmax_loss" else 0.0
+    for size in LOSSES:
+        logits = logits_of(offset, size)
+        theirs, right = (-x.log_softmax(-1)[0] for x in (logits, logits.double()))
+        assert_as_exact(LOSS_TABLE[name](logits), right, theirs, floor)
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e2, 1e4])
@@ -204,17 +140,14 @@ def test_sigsoftmax(offset):
         for sign in (1.0, -1.0):
             logits = logits_of(sign * offset, size)
             head = flat(heads.SigSoftmax)(logits)
-            hidden = torch.tensor([[1.0, 0.0]]).expand(CLASSES, 2)
-            bent = [x + torch.nn.functional.logsigmoid(x) for x in (logits, logits.float().double())]
-            theirs, right = (-x.log_softmax(-1) for x in (bent[0], bent[0].double()))
-            assert_as_exact(head.nll(hidden, torch.arange(CLASSES)), right, theirs)
+            bent = logits + torch.nn.functional.logsigmoid(logits)
+            theirs, right = (-x.log_softmax(-1) for x in (bent, bent.double()))
+            assert_as_exact(head.nll(hidden(CLASSES), torch.arange(CLASSES)), right, theirs)
 
 
 def test_training_losses_of_heads_are_their_nll():
     logits = logits_of(1e6, 1e-3)
     for name in ("Softmax", "MixtureOfSoftmaxes", "ClassFactoredSoftmax", "AdaptiveSoftmax, narrow tail"):
         head = HEADS[name](logits)
-        hidden = torch.zeros(CLASSES, head.in_features)
-        hidden[:, 0] = 1.0
-        target = torch.arange(CLASSES) + head.num_classes - CLASSES
-        torch.testing.assert_close(head(hidden, target), head.nll(hidden, target).mean(), rtol=8 * EPS, atol=0)
+        rows, target = hidden(CLASSES, head.in_features), torch.arange(CLASSES) + head.num_classes - CLASSES
+        torch.testing.assert_close(head(rows, target), head.nll(rows, target).mean(), rtol=8 * EPS, atol=0)

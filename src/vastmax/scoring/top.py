@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from vastmax.kernels import implementation
-from vastmax.kernels.reference import BlockSums
 from vastmax.scoring.blocks import LinearScorer
 from vastmax.scoring.every_class import check_linear
 from vastmax.scoring.links import Link, link_of
-from vastmax.scoring.partition import merged
+from vastmax.scoring.partition import SplitPartition
 from vastmax.validation import check_finite, check_k
 
 TIED_ELEMENTS = 1 << 20
@@ -132,8 +131,8 @@ def linear_topk(
 def _best(scorer: LinearScorer, rows: slice, k: int, buffer: Tensor) -> TopK:
     values = buffer.new_empty((rows.stop - rows.start, 0))
     indices = torch.empty_like(values, dtype=torch.int64)
-    least = buffer.new_full((rows.stop - rows.start,), torch.finfo(buffer.dtype).min)
-    sums = BlockSums(least, torch.zeros_like(least))
+    maximum = buffer.new_full((rows.stop - rows.start,), torch.finfo(buffer.dtype).min)
+    log_mass = torch.full_like(maximum, -torch.inf)
     for classes in scorer.class_blocks():
         logits = scorer.logits(rows, classes, buffer)
         block = topk_by_id(logits, min(k, logits.shape[1]))
@@ -142,6 +141,10 @@ def _best(scorer: LinearScorer, rows: slice, k: int, buffer: Tensor) -> TopK:
         # What was found before stands first, as its ids do.
         values, place = topk_by_id(values, min(k, values.shape[1]))
         indices = indices.gather(-1, place)
-        sums = merged(sums, implementation("row_sums", logits)(logits))
-    # Relative to the largest logit: beside a log Z in one number a large logit leaves no digits of the difference.
-    return TopK((values - sums.maximum.unsqueeze(-1)) - sums.mass.log().unsqueeze(-1), indices)
+        # The best of a block is taken out of its mass, as a loss does with its target.
+        logits.scatter_(-1, block.indices[:, :1], -torch.inf)
+        part = SplitPartition.of(block.values[:, 0], implementation("row_sums", logits)(logits))
+        highest = torch.maximum(maximum, part.maximum)
+        log_mass = torch.logaddexp(log_mass + (maximum - highest), part.log_mass + (part.maximum - highest))
+        maximum = highest
+    return TopK((values - maximum.unsqueeze(-1)) - log_mass.unsqueeze(-1), indices)
