@@ -138,6 +138,12 @@ def contrastive(logits: Tensor) -> Tensor:
     return functional.info_nce(query, key, temperature=1.0, reduction="none")[0]
 
 
+def contrastive_negatives(logits: Tensor) -> Tensor:
+    """The same with the other keys as the first query's own negatives."""
+    key = as_weight(logits)
+    return functional.info_nce(hidden(), key[:1], key[None, 1:], temperature=1.0, in_batch=False)
+
+
 LOSS_TABLE: dict[str, Loss] = {
     "linear_cross_entropy": lambda x: functional.linear_cross_entropy(hidden(), as_weight(x), torch.tensor([0])),
     **{f"{name}.nll": nll_of(build) for name, build in HEADS.items()},
@@ -146,6 +152,7 @@ LOSS_TABLE: dict[str, Loss] = {
     "sampled_softmax_loss": sampled,
     "importance_sampled_softmax_loss": importance,
     "info_nce": contrastive,
+    "info_nce, own negatives": contrastive_negatives,
     "torch.log_softmax": lambda x: -x.log_softmax(-1)[0],
 }
 

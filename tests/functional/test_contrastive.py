@@ -12,6 +12,7 @@ from vastmax.scoring import blocks
 
 N, K, D = 6, 4, 3
 LABELS = torch.tensor([7, -1, 7, 3, -1, 7])
+MASK = torch.rand(N, N + K, generator=torch.Generator().manual_seed(8)) < 0.4
 FORMS = [
     {},
     {"negatives": "shared"},
@@ -19,16 +20,23 @@ FORMS = [
     {"negatives": "shared", "in_batch": False},
     {"negatives": "own", "in_batch": False},
     {"symmetric": True},
+    {"both_views": True},
+    {"both_views": True, "negatives": "shared"},
+    {"both_views": True, "negatives": "own"},
 ]
 OPTIONS = [
-    {**form, **labels, "hard_negative_weight": hardness}
+    {**form, **labels, **mask, **decoupled, "hard_negative_weight": hardness}
     for form in FORMS
     for labels in ({}, {"labels": LABELS})
+    for mask in ({}, {"mask": "pairs"}, {"mask": "all"})
+    for decoupled in ({}, {"decoupled": True})
     for hardness in (0.0, 0.7)
-    if "in_batch" not in form or not labels
+    if ("in_batch" not in form or not (labels or mask == {"mask": "pairs"}))
+    and ("negatives" in form or mask != {"mask": "all"})
 ]
 NAMES = [
-    "-".join(["own" if v == "own" else k for k, v in o.items() if k != "hard_negative_weight" or v > 0])
+    "-".join([v if isinstance(v, str) else k for k, v in o.items() if k != "hard_negative_weight" or v > 0])
+    or "plain"
     for o in OPTIONS
 ]
 
@@ -37,19 +45,25 @@ def draw(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).requires_grad_()
 
 
-def dense_info_nce(query, key, negatives, temperature, labels, hard_negative_weight, symmetric, in_batch):
-    """The definition, row by row and term by term, with Python's sets."""
-    if symmetric:
-        options = (None, temperature, labels, hard_negative_weight, False, True)
-        return (dense_info_nce(query, key, *options) + dense_info_nce(key, query, *options)) / 2
+def dense_rows(
+    query, key, negatives, temperature, labels, mask, hard_negative_weight, both_views, decoupled, in_batch
+):
+    """One direction by its definition, row by row and term by term, with Python's sets."""
     losses = []
     for i in range(len(query)):
-        positives = {i} if labels is None else {j for j in range(len(query)) if labels[j] == labels[i]}
-        scores = [query[i] @ key[j] / temperature for j in range(len(query)) if in_batch and j not in positives]
+        same = {i} if labels is None else {j for j in range(len(query)) if labels[j] == labels[i]}
+        keys = [(j, key[j]) for j in range(len(query)) if in_batch]
+        keys += [(j, query[j]) for j in range(len(query)) if both_views and j != i]
+        scores = [
+            query[i] @ k / temperature for j, k in keys if j not in same and not (mask is not None and mask[i, j])
+        ]
         if negatives is not None:
-            scores += [query[i] @ row / temperature for row in (negatives if negatives.ndim == 2 else negatives[i])]
-        positive = torch.stack([query[i] @ key[p] / temperature for p in sorted(positives)])
-        total = positive.exp().sum()
+            rows = negatives if negatives.ndim == 2 else negatives[i]
+            columns = [False] * K if mask is None or mask.shape[1] == N else mask[i, -K:]
+            scores += [query[i] @ row / temperature for row, out in zip(rows, columns, strict=True) if not out]
+        positives = [(j, k) for j, k in keys if j in same] if in_batch else [(i, key[i])]
+        positive = torch.stack([query[i] @ k / temperature for _, k in positives])
+        total = 0 if decoupled else positive.exp().sum()
         if scores:
             s = torch.stack(scores)
             weight = (hard_negative_weight * s).exp()
@@ -58,9 +72,22 @@ def dense_info_nce(query, key, negatives, temperature, labels, hard_negative_wei
     return torch.stack(losses)
 
 
+def dense_info_nce(query, key, negatives, temperature, labels, mask, symmetric, **options):
+    loss = dense_rows(query, key, negatives, temperature, labels, mask, **options)
+    if not symmetric and not options["both_views"]:
+        return loss
+    if mask is not None:
+        mask = torch.cat([mask[:, :N].T, mask[:, N:]], 1)
+    return (loss + dense_rows(key, query, negatives, temperature, labels, mask, **options)) / 2
+
+
 def inputs(options):
-    options = {"labels": None, "symmetric": False, "in_batch": True, "hard_negative_weight": 0.0, **options}
+    defaults = {"labels": None, "mask": None, "symmetric": False, "both_views": False, "decoupled": False}
+    options = {**defaults, "in_batch": True, "hard_negative_weight": 0.0, **options}
     form = options.pop("negatives", None)
+    if options["mask"] is not None:
+        start = 0 if options["in_batch"] else N
+        options["mask"] = MASK[:, start : N if options["mask"] == "pairs" else N + K]
     shape = {"shared": (K, D), "own": (N, K, D)}.get(form)
     tensors = [draw(N, D, seed=1), draw(N, D, seed=2), None if shape is None else draw(*shape, seed=3)]
     return tensors, torch.tensor(0.5, dtype=torch.float64, requires_grad=True), options
@@ -124,6 +151,133 @@ def test_it_is_the_cross_entropy_of_each_rows_own_key():
     torch.testing.assert_close(info_nce(query, key, negatives), functional.cross_entropy(more, row))
     both = (functional.cross_entropy(logits, row) + functional.cross_entropy(logits.T, row)) / 2
     torch.testing.assert_close(clip_loss(query, key, temperature=0.07), both)
+
+
+def two_views(labels=None):
+    """All 2N rows of both views, the place of each row's other view, and what is of its label or pair."""
+    z = torch.cat([draw(N, D, seed=1), draw(N, D, seed=2)]).detach().requires_grad_()
+    same = torch.arange(N) if labels is None else labels
+    return z, torch.arange(2 * N).roll(N), torch.cat([same, same])
+
+
+def by_the_papers(name, z, other, same, temperature):
+    """The loss of every row of both views (2N,), as published, on all 2N x 2N similarities."""
+    itself = torch.eye(2 * N, dtype=torch.bool)
+    similarity = z @ z.T / temperature
+    of_row = similarity[torch.arange(2 * N), other]
+    if name == "NT-Xent":  # Chen et al. 2020, equation 1
+        return -(of_row.exp() / similarity.exp().masked_fill(itself, 0.0).sum(-1)).log()
+    if name == "SupCon":  # Khosla et al. 2020, equation 2
+        positives = (same[:, None] == same) & ~itself
+        denominator = similarity.exp().masked_fill(itself, 0.0).sum(-1, keepdim=True)
+        log_share = (similarity.exp() / denominator).log()
+        return -log_share.masked_fill(~positives, 0.0).sum(-1) / positives.sum(-1)
+    # Yeh et al. 2022, equation 6: both views of the other pairs
+    return -of_row + similarity.exp().masked_fill(same[:, None] == same, 0.0).sum(-1).log()
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "options"),
+    [("NT-Xent", None, {}), ("SupCon", LABELS, {}), ("decoupled", None, {"decoupled": True})],
+    ids=["NT-Xent", "SupCon", "decoupled"],
+)
+@pytest.mark.parametrize("elements", [1, 1 << 20])
+def test_published_losses_of_both_views(name, labels, options, elements, monkeypatch):
+    """Value and gradients, with a random upstream for each pair, and the mean over all 2N rows."""
+    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", elements)
+    z, other, same = two_views(labels)
+    temperature = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    theirs = by_the_papers(name, z, other, same, temperature)
+    options = {"temperature": temperature, "labels": labels, "both_views": True, **options}
+    ours = info_nce(z[:N], z[N:], reduction="none", **options)
+    torch.testing.assert_close(ours, theirs.view(2, N).mean(0))
+    torch.testing.assert_close(info_nce(z[:N], z[N:], **options), theirs.mean())
+    upstream = draw(N, seed=4).detach()
+    for mine, dense in zip(
+        torch.autograd.grad(ours, (z, temperature), upstream),
+        torch.autograd.grad(theirs, (z, temperature), upstream.repeat(2) / 2),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, dense)
+
+
+def test_a_mask_is_the_loss_without_those_keys():
+    """As if each row's false negatives were not in the batch; a row's own key stays, whatever the mask says."""
+    query, key, negatives = draw(N, D, seed=1), draw(N, D, seed=2), draw(K, D, seed=3)
+    mask = MASK | torch.eye(N, N + K, dtype=torch.bool)
+    ours = info_nce(query, key, negatives, mask=mask, temperature=0.5, reduction="none")
+    for i in range(N):
+        others = torch.cat([key, negatives])[~mask[i]]
+        alone = info_nce(query[[i]], key[[i]], others, temperature=0.5, reduction="none")
+        torch.testing.assert_close(ours[[i]], alone)
+    batch_alone = info_nce(query, key, negatives, mask=mask[:, :N], temperature=0.5)
+    nothing_more = torch.cat([mask[:, :N], torch.zeros(N, K, dtype=torch.bool)], 1)
+    torch.testing.assert_close(batch_alone, info_nce(query, key, negatives, mask=nothing_more, temperature=0.5))
+    assert not torch.isclose(batch_alone, ours.mean())
+    plain = info_nce(query, key, mask=torch.zeros(N, N, dtype=torch.bool))
+    torch.testing.assert_close(plain, info_nce(query, key))
+
+
+def test_a_mask_of_the_same_items_is_the_softmax_over_different_ones():
+    """Keys that occur twice: with the mask each other item once as often as it occurs, and the own item once."""
+    query, item, ids = draw(N, D, seed=1), draw(3, D, seed=2), torch.tensor([0, 1, 0, 2, 1, 0])
+    same = ids[:, None] == ids
+    logits = (query @ item[ids].T).masked_fill(same & ~torch.eye(N, dtype=torch.bool), -torch.inf)
+    expected = functional.cross_entropy(logits, torch.arange(N))
+    torch.testing.assert_close(info_nce(query, item[ids], mask=same, temperature=1.0), expected)
+
+
+@pytest.mark.parametrize("hardness", [0.0, 0.5])
+def test_decoupled_rows_without_a_negative_count_for_nothing(hardness):
+    query, key, negatives = draw(N, D, seed=1), draw(N, D, seed=2), draw(K, D, seed=3)
+    mask = MASK.clone()
+    mask[[1, 4]] = True
+    options = {"mask": mask, "decoupled": True, "hard_negative_weight": hardness, "temperature": 0.5}
+    rows = info_nce(query, key, negatives, reduction="none", **options)
+    assert torch.equal(rows == 0, torch.tensor([False, True, False, False, True, False]))
+    with torch.autograd.set_detect_anomaly(True, check_nan=True):
+        mean = info_nce(query, key, negatives, **options)
+        gradients = torch.autograd.grad(mean, (query, key))
+    torch.testing.assert_close(mean, rows.sum() / (N - 2))
+    for gradient in gradients:
+        assert torch.equal((gradient == 0).all(-1), torch.zeros(N).bool()) or (gradient[[1, 4]] == 0).all()
+    first = info_nce(query, key, key[:0], in_batch=False, decoupled=True)
+    assert first == 0
+    assert torch.equal(torch.autograd.grad(first, query)[0], torch.zeros(N, D, dtype=torch.float64))
+
+
+def integers(offset, dtype):
+    """Rows whose dot products are multiples of 16 plus an offset, exact in float32 up to 1e8; two keys lead."""
+    g = torch.Generator().manual_seed(5)
+    query, key, negatives = (4 * torch.randint(-1, 2, (n, 4), generator=g) for n in (N, N, K))
+    query[0], key[0] = torch.tensor([4, 4, -4, 4]), torch.tensor([4, 4, -4, 4])
+    query[1], key[1] = torch.tensor([4, -4, 4, 4]), torch.tensor([4, -4, 4, 4])
+    common = math.sqrt(offset)
+    return [functional.pad(x.to(dtype), (0, 1), value=common).requires_grad_() for x in (query, key, negatives)]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=NAMES)
+def test_an_offset_of_all_logits_costs_no_digit(options):
+    """Float32 at offsets to 1e8 against float64 at none, to the rounding of exponentials of the differences."""
+    form = options.get("negatives")
+    _, _, options = inputs(options)
+    masked = options["mask"] is not None or options["both_views"] or options["decoupled"]
+    if options["in_batch"] and not masked and options["hard_negative_weight"] == 0.0:
+        pytest.skip("linear_cross_entropy's digits")
+
+    def loss(offset, dtype):
+        query, key, negatives = integers(offset, dtype)
+        given = {None: None, "shared": negatives, "own": negatives.expand(N, K, 5)}[form]
+        found = info_nce(query, key, given, temperature=1.0, reduction="none", **options)
+        return found.double(), [g.double()[:, :4] for g in torch.autograd.grad(found.sum(), (query, key))]
+
+    expected, slopes = loss(0.0, torch.float64)
+    for offset in (0.0, 1e2, 1e4, 1e6, 1e8):
+        ours, found = loss(offset, torch.float32)
+        # Decoupled it is a signed difference, and near 0 nothing is known of it to its own rounding.
+        torch.testing.assert_close(ours, expected, rtol=3e-5, atol=1e-6 if options["decoupled"] else 0)
+        for mine, exact in zip(found, slopes, strict=True):
+            torch.testing.assert_close(mine, exact, rtol=1e-4, atol=3e-5)
 
 
 @pytest.mark.parametrize("hardness", [0.0, 0.5])
@@ -340,6 +494,29 @@ def test_the_bound_on_gaussians_of_known_information():
         ),
         ({"labels": LABELS.float()}, TypeError, r"labels: expected an int64 tensor \(6,\), got torch.float32"),
         ({"labels": LABELS[:2]}, ValueError, r"labels: expected shape \(6,\), one per row, got \(2,\)"),
+        ({"mask": torch.ones(N, N)}, TypeError, "mask: expected a bool tensor, True where .*, got torch.float32"),
+        ({"mask": [[True]]}, TypeError, "mask: expected a bool tensor, .* got list"),
+        (
+            {"mask": torch.ones(N, N + 1).bool()},
+            ValueError,
+            r"mask: expected shape \(6, 6\), the keys and then `negatives`, got \(6, 7\)",
+        ),
+        (
+            {"mask": torch.ones(N, 2).bool(), "negatives": torch.ones(K, D)},
+            ValueError,
+            r"mask: expected shape \(6, 6\) or \(6, 10\), .* got \(6, 2\)",
+        ),
+        (
+            {"mask": torch.ones(N, N).bool(), "negatives": torch.ones(K, D), "in_batch": False},
+            ValueError,
+            r"mask: expected shape \(6, 4\), .* got \(6, 6\)",
+        ),
+        ({"both_views": True, "symmetric": True}, ValueError, "both_views: expected False with symmetric=True"),
+        (
+            {"both_views": True, "in_batch": False, "negatives": torch.ones(K, D)},
+            ValueError,
+            "both_views: expected False with in_batch=False",
+        ),
         ({"temperature": 0.0}, ValueError, "temperature: expected a finite number greater than 0, got 0.0"),
         ({"temperature": torch.tensor(-1.0)}, ValueError, "temperature: expected .* greater than 0, got -1.0"),
         ({"temperature": torch.ones(N)}, ValueError, r"temperature: .* tensor \(\), got torch.float32 \(6,\)"),

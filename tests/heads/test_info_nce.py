@@ -37,6 +37,13 @@ def test_passes_its_options_on(reduction):
     options = {"temperature": 0.3, "hard_negative_weight": 0.5, "reduction": reduction}
     given = {"labels": labels, "sample_weight": weight}
     torch.testing.assert_close(head(QUERY, KEY, own, **given), info_nce(QUERY, KEY, own, **given, **options))
+    mask = torch.rand(N, N + K, generator=torch.Generator().manual_seed(6)) < 0.4
+    head = InfoNCE(0.3, normalize=False, both_views=True, decoupled=True, reduction=reduction)
+    options = {"temperature": 0.3, "both_views": True, "decoupled": True, "reduction": reduction}
+    given = {"mask": mask, "sample_weight": weight}
+    torch.testing.assert_close(
+        head(QUERY, KEY, NEGATIVES, **given), info_nce(QUERY, KEY, NEGATIVES, **given, **options)
+    )
     head = InfoNCE(0.3, normalize=False, in_batch=False, reduction=reduction)
     options = {"temperature": 0.3, "in_batch": False, "reduction": reduction}
     torch.testing.assert_close(head(QUERY, KEY, NEGATIVES), info_nce(QUERY, KEY, NEGATIVES, **options))
@@ -138,6 +145,16 @@ def test_momentum_contrast_has_negatives_in_the_queue_alone(reduction):
     )
 
 
+@pytest.mark.parametrize("both_views", [False, True])
+def test_a_mask_reaches_the_keys_of_the_queue(both_views):
+    head = InfoNCE(0.2, queue=KeyQueue(K, D, dtype=torch.float64), both_views=both_views)
+    head(QUERY, KEY)
+    mask = torch.rand(N, N + K, generator=torch.Generator().manual_seed(6)) < 0.4
+    q, k, past = (functional.normalize(x, dim=-1) for x in (KEY, QUERY, KEY[-K:]))
+    expected = info_nce(q, k, past, temperature=0.2, mask=mask, both_views=both_views)
+    torch.testing.assert_close(head(KEY, QUERY, mask=mask), expected)
+
+
 def test_a_batch_that_is_refused_does_not_enter_the_queue():
     head = InfoNCE(queue=KeyQueue(4, D))
     with pytest.raises(ValueError, match="query: expected finite values"):
@@ -166,7 +183,15 @@ def test_mutual_information_is_log_n_less_the_plain_loss(symmetric):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"learn_temperature": True}, {"symmetric": True}, {"hard_negative_weight": 0.5}, {"queue": True}],
+    [
+        {},
+        {"learn_temperature": True},
+        {"symmetric": True},
+        {"hard_negative_weight": 0.5},
+        {"queue": True},
+        {"both_views": True},
+        {"both_views": True, "decoupled": True, "queue": True},
+    ],
 )
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_nothing_is_n_by_n(options, reduction, monkeypatch):
@@ -175,11 +200,13 @@ def test_nothing_is_n_by_n(options, reduction, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", 1 << 12)
     num_rows = 256
     options = {**options, "queue": KeyQueue(128, 4)} if "queue" in options else options
+    mask = torch.rand(num_rows, num_rows) < 0.1
     head = InfoNCE(reduction=reduction, **options)
     query, key = (torch.randn(num_rows, 4, requires_grad=True) for _ in range(2))
     for labels in (None, torch.arange(num_rows) // 2):
         with LargestTensor() as seen:
             head(query, key, labels=labels).sum().backward()
+            head(query, key, labels=labels, mask=mask).sum().backward()
             head.mutual_information(query, key)
     # MIN_ROWS rows of a block hold all classes; what is held besides is linear in N.
     assert seen.largest <= 8192 < num_rows**2
@@ -198,6 +225,8 @@ def test_nothing_is_n_by_n(options, reduction, monkeypatch):
         ({"hard_negative_weight": -1.0}, ValueError, "hard_negative_weight: expected"),
         ({"reduction": "max"}, ValueError, "reduction: expected one of"),
         ({"queue": torch.ones(3, D)}, TypeError, r"queue: expected a vastmax.contrastive.KeyQueue, got Tensor"),
+        ({"both_views": True, "symmetric": True}, ValueError, "both_views: expected False with symmetric=True"),
+        ({"both_views": True, "in_batch": False}, ValueError, "both_views: expected False .* or in_batch=False"),
         ({"queue": KeyQueue(3, D), "symmetric": True}, ValueError, "queue: expected None with symmetric=True"),
     ],
 )

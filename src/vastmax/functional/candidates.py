@@ -31,7 +31,11 @@ def log_partition_estimate(
         >>> log_partition_estimate(torch.zeros(2), torch.tensor([0.25, 0.5]).log()).exp()  # 4 + 2
         tensor(6.)
     """
-    terms = log_ratio(sampled_logit, sampled_log_count, mask)
+    return log_mass(log_ratio(sampled_logit, sampled_log_count, mask))
+
+
+def log_mass(terms: Tensor) -> Tensor:
+    """The log of the sum of e to the terms (..., K), (...): -inf, without a gradient, where there is nothing."""
     empty = terms.isneginf().all(-1)
     # Filled before the sum and emptied after it: the gradient of a logsumexp of nothing is nan.
     return terms.masked_fill(empty.unsqueeze(-1), 0.0).logsumexp(-1).masked_fill(empty, -torch.inf)

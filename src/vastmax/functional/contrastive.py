@@ -12,15 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vastmax.functional.contrastive_negatives import (
-    check_negatives,
-    hard_log_partition,
-    negative_log_mass,
-    own_logits,
-)
+from vastmax.functional.contrastive_direction import one_direction
+from vastmax.functional.contrastive_negatives import check_negatives, what_is_left_out
 from vastmax.functional.precision import at_least_float32
 from vastmax.reduction import REDUCTIONS, check_sample_weight, reduce_rows
-from vastmax.scoring import linear_cross_entropy, linear_log_partition, linear_loss
+from vastmax.scoring import linear_loss
 from vastmax.validation import check_choice, check_finite, check_finite_number, check_hidden, check_scalar
 
 
@@ -31,8 +27,11 @@ def info_nce(
     *,
     temperature: float | Tensor = 0.07,
     labels: Tensor | None = None,
+    mask: Tensor | None = None,
     hard_negative_weight: float = 0.0,
     symmetric: bool = False,
+    both_views: bool = False,
+    decoupled: bool = False,
     in_batch: bool = True,
     sample_weight: Tensor | None = None,
     reduction: str = "mean",
@@ -47,8 +46,14 @@ def info_nce(
       w_{ij} = \frac{e^{\beta s_{ij}}}{\sum_{j' \in A_i} e^{\beta s_{ij'}}} .$$
 
     With $\beta = 0$ this is cross-entropy, and with `labels` the supervised contrastive loss with the mean outside
-    of the logarithm. The gradient flows to the negatives too, if they want one. Half-precision inputs are
-    multiplied and summed in float32, and the loss is float32.
+    of the logarithm.
+
+    With `both_views` the rows of both sides are scored among one another, 2N of them, each row itself left out: row
+    i of either side has the other side's row i as its own key, and all other rows as negatives. This is NT-Xent of
+    SimCLR, and with `labels` SupCon. The loss of pair i is the mean of those of its two rows.
+
+    With `decoupled` the sum over $P_i$ is left out of the logarithm. The gradient flows to the negatives too,
+    if they want one. Half-precision inputs are multiplied and summed in float32, and the loss is float32.
 
     Args:
         query: (N, d).
@@ -57,8 +62,14 @@ def info_nce(
         temperature: T, greater than 0; a tensor () gets a gradient.
         labels: (N,) int64; rows of one label are positives of one another. They serve, too, where the same key
             occurs in several rows and would be its own negative.
+        mask: (N, N) bool, True where a key is known to be no negative of a query and is left out of $A_i$; or
+            (N, N + K), the columns of `negatives` behind, which are the only ones with `in_batch=False`. Positives
+            stay. With `symmetric` or `both_views`, key i leaves out the rows of pair j where `mask[j, i]` is True.
         hard_negative_weight: $\beta$, at least 0: how much more the negatives with high scores count.
         symmetric: take the mean with the loss of each key among the queries; not with `negatives`.
+        both_views: take that mean, and score each row among those of its own side, too.
+        decoupled: leave the positives out of the sum that they are compared with. A row without negatives has no
+            loss then and counts for nothing; without normalised rows the loss has no lower bound.
         in_batch: whether the other rows' keys are negatives; if not, `negatives` are the only ones.
         sample_weight: (N,) weight per row; the mean divides by their sum.
         reduction: `"mean"`, `"sum"` or `"none"`.
@@ -68,12 +79,15 @@ def info_nce(
 
     Raises:
         TypeError: a tensor of the wrong dtype.
-        ValueError: shapes that do not fit, NaN or infinite input, an option out of range, `negatives` with
-            `symmetric=True`, `in_batch=False` without `negatives` or with `labels`.
+        ValueError: shapes that do not fit, NaN or infinite input, an option out of range, `negatives` or
+            `both_views` with `symmetric=True`, `in_batch=False` without `negatives`, with `labels` or `both_views`.
 
     References:
         van den Oord, Li and Vinyals, Representation Learning with Contrastive Predictive Coding, 2018.
-        Khosla et al., Supervised Contrastive Learning, 2020 (`labels`).
+        Chen, Kornblith, Norouzi and Hinton, A Simple Framework for Contrastive Learning of Visual Representations,
+        2020 (`both_views`).
+        Khosla et al., Supervised Contrastive Learning, 2020 (`labels`, as in their $L_{out}$).
+        Yeh et al., Decoupled Contrastive Learning, 2022 (`decoupled`, with `both_views`).
         Robinson, Chuang, Sra and Jegelka, Contrastive Learning with Hard Negative Samples, 2021
         (`hard_negative_weight`, without their correction for false negatives).
 
@@ -87,23 +101,35 @@ def info_nce(
     check_negatives(negatives, query, in_batch=in_batch)
     if symmetric and negatives is not None:
         raise ValueError("negatives: expected None with symmetric=True, got a tensor: they are keys, not queries")
+    if both_views and symmetric:
+        raise ValueError("both_views: expected False with symmetric=True, whose mean it takes already, got True")
+    if both_views and not in_batch:
+        raise ValueError("both_views: expected False with in_batch=False, which takes no other row, got True")
+    left_out = what_is_left_out(mask, negatives, query, in_batch=in_batch)
     if labels is not None and not in_batch:
         raise ValueError("labels: expected None with in_batch=False, which takes no other row's key, got a tensor")
     hard_negative_weight = check_finite_number("hard_negative_weight", hard_negative_weight, at_least=0.0)
     if labels is not None:
         _check_labels(labels, len(query))
     query, key = at_least_float32(query), at_least_float32(key)
+    if (
+        both_views and negatives is not None
+    ):  # in both directions: their gradients are summed before they are rounded
+        negatives = at_least_float32(negatives)
     loss = partial(
-        _one_direction,
+        one_direction,
         negatives=negatives,
         temperature=temperature,
         labels=labels,
         hardness=hard_negative_weight,
+        both_views=both_views,
+        decoupled=decoupled,
         in_batch=in_batch,
         sample_weight=sample_weight,
         reduction=reduction,
     )
-    return (loss(query, key) + loss(key, query)) / 2 if symmetric else loss(query, key)
+    of_queries = loss(query, key, left_out)
+    return (of_queries + loss(key, query, left_out.transposed())) / 2 if symmetric or both_views else of_queries
 
 
 def clip_loss(
@@ -188,59 +214,6 @@ def siglip_loss(
 def _sigmoid_pairs(logits: Tensor, own: Tensor) -> Tensor:
     own = own.unsqueeze(-1)
     return functional.softplus(logits.scatter(-1, own, -logits.gather(-1, own))).sum(-1)
-
-
-def _one_direction(
-    query: Tensor,
-    key: Tensor,
-    *,
-    negatives: Tensor | None,
-    temperature: float | Tensor,
-    labels: Tensor | None,
-    hardness: float,
-    in_batch: bool,
-    sample_weight: Tensor | None,
-    reduction: str,
-) -> Tensor:
-    """The loss of each query's own key among the others."""
-    query = query / temperature
-    row = torch.arange(len(query), device=query.device)
-    reduced = partial(reduce_rows, weight=sample_weight, reduction=reduction)
-    # The mean logit of the positives is the logit of their mean: nothing here is N x N.
-    positive = key if labels is None else _label_means(key, labels)
-
-    own = own_logits(query, negatives)
-    shared = key[:0] if negatives is None or negatives.ndim == 3 else negatives
-    if in_batch and hardness == 0.0 and own.shape[1] == 0:
-        classes = torch.cat([key, shared]) if len(shared) else key
-        loss = linear_cross_entropy(
-            query, classes, row, ignore_index=None, sample_weight=sample_weight, reduction=reduction
-        )
-        return loss if labels is None else loss + reduced((query * (key - positive)).sum(-1))
-
-    positive_logit = (query * positive).sum(-1)
-    if not in_batch:
-        log_partition = torch.logaddexp(positive_logit, negative_log_mass(query, shared, own, hardness))
-    elif hardness == 0.0:
-        log_partition = torch.logaddexp(linear_log_partition(query, key).log_partition, own.logsumexp(-1))
-    else:
-        group = row if labels is None else _group(labels)
-        log_partition = hard_log_partition(query, key, group, shared, own, hardness)
-    return reduced(log_partition - positive_logit)
-
-
-def _group(labels: Tensor) -> Tensor:
-    """The place (N,) of each row's label among the different labels."""
-    group: Tensor = labels.unique(return_inverse=True)[1]
-    return group
-
-
-def _label_means(key: Tensor, labels: Tensor) -> Tensor:
-    """The mean key (N, d) of the rows of each row's label."""
-    group = _group(labels)
-    size = group.bincount()
-    total = key.new_zeros(len(size), key.shape[1]).index_add(0, group, key)
-    return (total / size.unsqueeze(-1))[group]
 
 
 def _check_pairs(

@@ -1,61 +1,126 @@
-"""The negatives of contrastive losses: shared by the rows or each row's own, weighted by their hardness or not."""
+"""The negatives of contrastive losses: shared by the rows or each row's own, weighted by their hardness or not.
+
+All of it is relative to the logit of each row's own key, so that an offset of the logits costs no digit.
+"""
 
 from __future__ import annotations
 
-from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from vastmax.functional.candidates import log_mass
 from vastmax.scoring import linear_log_partition, linear_loss
 from vastmax.validation import check_finite, check_hidden
 
 
-def own_logits(query: Tensor, negatives: Tensor | None) -> Tensor:
-    """Logits (N, K) of each row's own negatives, none of them if there are no such."""
-    if negatives is None or negatives.ndim == 2:
-        return query.new_empty(len(query), 0)
+class LeftOut(NamedTuple):
+    """Which keys are no negatives of which queries, bool, True where one is left out; no columns leave out nothing.
+
+    Attributes:
+        pairs: (N, N) or (N, 0), the keys of the batch.
+        negatives: (N, K) or (N, 0), the further negatives.
+    """
+
+    pairs: Tensor
+    negatives: Tensor
+
+    def transposed(self) -> LeftOut:
+        """The same of the keys' queries."""
+        return self if self.pairs.shape[1] == 0 else LeftOut(self.pairs.t(), self.negatives)
+
+
+def own_logits(query: Tensor, negatives: Tensor, left_out: Tensor) -> Tensor:
+    """Logits (N, K) of each row's own negatives (N, K, d), -inf where left out."""
     dtype = torch.promote_types(query.dtype, negatives.dtype)
     with torch.autocast(query.device.type, enabled=False):
-        return (negatives.to(dtype) @ query.to(dtype).unsqueeze(-1)).squeeze(-1)
+        logits = (negatives.to(dtype) @ query.to(dtype).unsqueeze(-1)).squeeze(-1)
+    return logits if left_out.shape[1] == 0 else logits.masked_fill(left_out, -torch.inf)
 
 
-def negative_log_mass(query: Tensor, shared: Tensor, own: Tensor, hardness: float) -> Tensor:
-    """The log of the mass (N,) of negatives that are either shared by the rows or each row's own."""
-    if len(shared) == 0:
-        return _log_mass(own, hardness)
-    if hardness == 0.0:
-        return linear_log_partition(query, shared).log_partition
-    return linear_loss(partial(_log_mass, hardness=hardness), query, shared)
+def log_mass_beside(query: Tensor, shared: Tensor, logit: Tensor) -> Tensor:
+    r"""$\log \sum_j e^{s_{rj} - t_r}$ (N,) of negatives (K, d) that the rows share, beside logits t (N,)."""
+    # One more feature takes t off every logit of a row as it is made: off a log-partition it would come too late.
+    query = torch.cat([query, -logit.unsqueeze(-1)], -1)
+    shared = torch.cat([shared, shared.new_ones(len(shared), 1)], -1)
+    return linear_log_partition(query, shared).log_partition
 
 
-def hard_log_partition(
-    query: Tensor, key: Tensor, group: Tensor, shared: Tensor, own: Tensor, hardness: float
+def log_denominator(
+    query: Tensor,
+    classes: Tensor,
+    groups: Tensor,
+    group: Tensor,
+    itself: Tensor,
+    key_logit: Tensor,
+    own: Tensor,
+    left_out: LeftOut,
+    *,
+    views: int,
+    hardness: float,
+    decoupled: bool,
+    one_positive: bool,
 ) -> Tensor:
-    """The log-partition (N,) of rows whose positives are the keys of their group; all else is a negative."""
-    no_group = group.new_full((len(shared),), -1)
-    return linear_loss(
-        partial(_log_partition_by_group, hardness=hardness),
-        query,
-        torch.cat([key, shared]),
-        rows=(group, own),
-        shared=(torch.cat([group, no_group]),),
-    )
+    r"""The log of the denominator (N,) less the own key's logit, the classes scored a few rows at a time.
+
+    $$\log \Big( \sum_{p \in P_r} e^{s_{rp}} + m_r \sum_{j \in A_r} w_{rj} e^{s_{rj}} \Big) - t_r$$
+
+    Args:
+        query: (N, d) the rows.
+        classes: (C, d) keys of the batch, once or of both views, then the shared negatives.
+        groups: (C,) the group of each; what is of a row's group is a positive, and all else a negative.
+        group: (N,) the group of each row.
+        itself: (N,) the row's own place among the classes, which is left out; -1 for none.
+        key_logit: (N,) t.
+        own: (N, K) logits of the row's own negatives.
+        left_out: what is no negative.
+        views: how often the keys of the batch are among the classes.
+        hardness: beta.
+        decoupled: whether the positives are left out of the sum.
+        one_positive: whether each row has but its own key.
+    """
+
+    def of_block(
+        logits: Tensor,
+        key_logit: Tensor,
+        group: Tensor,
+        itself: Tensor,
+        own: Tensor,
+        pairs: Tensor,
+        negatives: Tensor,
+        groups: Tensor,
+    ) -> Tensor:
+        logits = logits - key_logit.unsqueeze(-1)
+        no_negative = positive = group.unsqueeze(-1) == groups
+        masked = torch.cat([*[pairs] * views, negatives], -1)
+        if masked.shape[1] > 0:
+            no_negative = positive | functional.pad(masked, (0, len(groups) - masked.shape[1]))
+        compared = logits.masked_fill(no_negative, -torch.inf)
+        if own.shape[1] > 0:
+            compared = torch.cat([compared, own - key_logit.unsqueeze(-1)], -1)
+        mass = weighted_log_mass(compared, hardness)
+        if decoupled:
+            return mass
+        if one_positive:
+            return beside_one_positive(mass)
+        positive = positive & (torch.arange(len(groups), device=groups.device) != itself.unsqueeze(-1))
+        return torch.logaddexp(logits.masked_fill(~positive, -torch.inf).logsumexp(-1), mass)
+
+    rows = (key_logit, group, itself, own, *left_out)
+    return linear_loss(of_block, query, classes, rows=rows, shared=(groups,))
 
 
-def _log_partition_by_group(
-    logits: Tensor, group: Tensor, own: Tensor, groups: Tensor, *, hardness: float
-) -> Tensor:
-    positive = group.unsqueeze(-1) == groups
-    negatives = torch.cat([logits.masked_fill(positive, -torch.inf), own], -1)
-    positives = logits.masked_fill(~positive, -torch.inf)
-    return torch.logaddexp(positives.logsumexp(-1), _log_mass(negatives, hardness))
+def beside_one_positive(mass: Tensor) -> Tensor:
+    """The log of the mass of a positive and its negatives, all less the positive's logit."""
+    return -functional.logsigmoid(-mass)
 
 
-def _log_mass(logits: Tensor, hardness: float) -> Tensor:
+def weighted_log_mass(logits: Tensor, hardness: float) -> Tensor:
     r"""$\log \big( m \sum_j e^{(1 + \beta) s_j} / \sum_j e^{\beta s_j} \big)$ of the m logits that are not -inf."""
     if hardness == 0.0:
-        return logits.logsumexp(-1)
+        return log_mass(logits)
     negative = ~logits.isneginf()
     none = ~negative.any(-1)
     # A row without negatives has the mass 0; any other logits than -inf keep its gradient from nan.
@@ -78,3 +143,21 @@ def check_negatives(negatives: Tensor | None, query: Tensor, *, in_batch: bool) 
             f"got {tuple(negatives.shape)}"
         )
     check_finite("negatives", negatives)
+
+
+def what_is_left_out(mask: Tensor | None, negatives: Tensor | None, query: Tensor, *, in_batch: bool) -> LeftOut:
+    """Cut a mask into keys of the batch and further negatives; raise unless it is bool and of their numbers."""
+    num_rows = len(query)
+    more = 0 if negatives is None else negatives.shape[-2]
+    if mask is None:
+        nothing = query.new_empty(num_rows, 0, dtype=torch.bool)
+        return LeftOut(nothing, nothing)
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"mask: expected a bool tensor, True where a key is no negative of a query, got {kind}")
+    of_batch = num_rows if in_batch else 0
+    widths = [of_batch + more] if more == 0 or not in_batch else [of_batch, of_batch + more]
+    if mask.shape not in [(num_rows, width) for width in widths]:
+        expected = " or ".join(str((num_rows, width)) for width in widths)
+        raise ValueError(f"mask: expected shape {expected}, the keys and then `negatives`, got {tuple(mask.shape)}")
+    return LeftOut(mask[:, :of_batch], mask[:, of_batch:])

@@ -32,6 +32,9 @@ class InfoNCE(nn.Module):
         normalize: scale every row to length 1 first; if not, rows are scored by dot product as they are.
         hard_negative_weight: how much more the negatives with high scores count, at least 0.
         symmetric: take the mean with the loss of each key among the queries, as CLIP does.
+        both_views: score the rows of both sides among one another, each row itself left out: NT-Xent, and with
+            labels SupCon.
+        decoupled: leave the positives out of the sum that they are compared with: decoupled contrastive loss.
         in_batch: whether the other rows' keys are negatives.
         queue: past keys that are negatives of every row. In training mode the batch's keys, as they are scored, are
             pushed after each loss.
@@ -39,7 +42,8 @@ class InfoNCE(nn.Module):
 
     Raises:
         TypeError: an option of the wrong type.
-        ValueError: an option out of range, `queue` with `symmetric=True`.
+        ValueError: an option out of range, `queue` or `both_views` with `symmetric=True`, `both_views` with
+            `in_batch=False`.
 
     Example:
         >>> loss = InfoNCE(0.1)(torch.randn(4, 8), torch.randn(4, 8))
@@ -58,6 +62,8 @@ class InfoNCE(nn.Module):
         normalize: bool = True,
         hard_negative_weight: float = 0.0,
         symmetric: bool = False,
+        both_views: bool = False,
+        decoupled: bool = False,
         in_batch: bool = True,
         queue: KeyQueue | None = None,
         reduction: str = "mean",
@@ -71,12 +77,19 @@ class InfoNCE(nn.Module):
             raise TypeError(f"queue: expected a vastmax.contrastive.KeyQueue, got {type(queue).__name__}")
         if queue is not None and symmetric:
             raise ValueError("queue: expected None with symmetric=True, which scores keys among queries, got one")
+        if both_views and (symmetric or not in_batch):
+            raise ValueError(
+                "both_views: expected False with symmetric=True, whose mean it takes already, or in_batch=False, "
+                "which takes no other row, got True"
+            )
         if learn_temperature and self.start_temperature < 1 / self.max_scale:
             raise ValueError(
                 f"temperature: expected at least 1 / max_scale = {1 / self.max_scale:g}, got {temperature}"
             )
         self.normalize = normalize
         self.symmetric = symmetric
+        self.both_views = both_views
+        self.decoupled = decoupled
         self.in_batch = in_batch
         self.queue = queue
         start = nn.Parameter(torch.tensor(math.log(self.start_temperature))) if learn_temperature else None
@@ -99,6 +112,7 @@ class InfoNCE(nn.Module):
         negatives: Tensor | None = None,
         *,
         labels: Tensor | None = None,
+        mask: Tensor | None = None,
         sample_weight: Tensor | None = None,
     ) -> Tensor:
         """Return the loss of query (N, d) and key (N, d), paired row by row: a scalar or (N,), in nats.
@@ -108,6 +122,8 @@ class InfoNCE(nn.Module):
             key: (N, d).
             negatives: (K, d) for all rows, or (N, K, d), each row's own; not with a queue.
             labels: (N,) int64; rows of one label are positives of one another.
+            mask: (N, N) bool, True where a key is known to be no negative of a query; or (N, N + K), with the
+                further negatives, which are the keys of a queue, oldest first, if there is one.
             sample_weight: (N,) weight per row; the mean divides by their sum.
 
         Raises:
@@ -127,8 +143,11 @@ class InfoNCE(nn.Module):
             negatives,
             temperature=self.temperature,
             labels=labels,
+            mask=mask,
             hard_negative_weight=self.hard_negative_weight,
             symmetric=self.symmetric,
+            both_views=self.both_views,
+            decoupled=self.decoupled,
             in_batch=self.in_batch,
             sample_weight=sample_weight,
             reduction=self.reduction,
