@@ -112,10 +112,8 @@ def info_nce(
     if labels is not None:
         _check_labels(labels, len(query))
     query, key = at_least_float32(query), at_least_float32(key)
-    if (
-        both_views and negatives is not None
-    ):  # in both directions: their gradients are summed before they are rounded
-        negatives = at_least_float32(negatives)
+    if both_views and negatives is not None:
+        negatives = at_least_float32(negatives)  # whose gradients from both directions are summed, and then rounded
     loss = partial(
         one_direction,
         negatives=negatives,
