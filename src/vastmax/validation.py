@@ -174,6 +174,17 @@ def check_ids(name: str, ids: Tensor, num_classes: int) -> None:
         raise ValueError(f"{name}: expected class ids in [0, {num_classes}), got {ids[place].item()} at {place}")
 
 
+def check_distinct(name: str, ids: Tensor, ignore_index: int) -> None:
+    """Raise ValueError if a row of ids (..., T) names a class twice; `ignore_index` fills places and may repeat."""
+    ordered = ids.sort(-1).values
+    twice = (ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] != ignore_index)
+    if twice.any():
+        place = tuple(twice.nonzero()[0].tolist())
+        where = f" in row {place[0] if len(place) == 2 else place[:-1]}" if len(place) > 1 else ""
+        seen = ordered[..., 1:][place].item()
+        raise ValueError(f"{name}: expected distinct class ids in each row, got {seen} twice{where}")
+
+
 def check_target(target: Tensor, rows: Sequence[int], num_classes: int, ignore_index: int | None = None) -> Tensor:
     """Return in which rows `target` is `ignore_index`; raise unless the others hold one int64 class id in range."""
     if isinstance(target, Tensor) and target.shape != tuple(rows):

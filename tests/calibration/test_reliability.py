@@ -114,4 +114,4 @@ def test_an_unknown_norm():
 
 def test_several_targets_a_row_have_no_top1():
     with pytest.raises(ValueError, match="target: expected shape"):
-        top1(heads.Softmax(4, 6), torch.zeros(3, 4), torch.zeros(3, 2, dtype=torch.int64))
+        top1(heads.Softmax(4, 6), torch.zeros(3, 4), torch.tensor([[0, 1]]).repeat(3, 1))

@@ -224,7 +224,8 @@ def test_draws_are_reproducible(case):
 
 def several_targets(rows, g):
     """Up to two true classes per row, in three places."""
-    first, second = torch.randint(V, (2, *rows), generator=g)
+    first = torch.randint(V, rows, generator=g)
+    second = (first + torch.randint(1, V, rows, generator=g)) % V
     several = torch.stack([first, second, torch.full_like(first, -100)], -1)
     several[..., 1].masked_fill_(first == 0, -100)
     return several, first, torch.where(first == 0, first, second)

@@ -156,6 +156,77 @@ def test_bad_calls(case, change, error, message):
             head.nll(**arguments)
 
 
+def not_ids(g):
+    """Integers (6, T) that are no class ids, and what the refusal says of them."""
+    matrix = torch.randint(2, (6, V), generator=g)
+    padded = torch.tensor([[0, 1, -100], [2, 2, -100]]).repeat(3, 1)
+    two = torch.tensor([[2, 0, 1], [0, 1, 0], [3, 2, 1]]).repeat(2, 1)
+    advice = r"it looks like a 0/1 matrix: pass \.float\(\)"
+    zero_one = f"target: expected class ids, got 0 and 1 alone in 7 columns, one per class: {advice}"
+    distinct = "target: expected distinct class ids in each row, got"
+    return {
+        "a 0/1 matrix": (matrix, zero_one),
+        "one-hot rows": (nn.functional.one_hot(torch.arange(6), V), zero_one),
+        "no label": (torch.zeros(6, V, dtype=torch.int64), zero_one),
+        "every label": (torch.ones(6, V, dtype=torch.int64), zero_one),
+        "counts": (3 * matrix, rf"{distinct} [03] twice in row 0$"),
+        "a label twice": (padded, f"{distinct} 2 twice in row 1$"),
+        "a label twice, apart": (two, f"{distinct} 0 twice in row 1$"),
+        "0 and 1 in other columns": (matrix[:, :3], f"{distinct} [01] twice in row 0: {advice}"),
+    }
+
+
+@pytest.mark.parametrize("what", not_ids(torch.Generator()))
+def test_integers_that_are_no_ids(case, what):
+    target, message = not_ids(torch.Generator().manual_seed(0))[what]
+    head = case.make()
+    hidden, _, _ = batch()
+    for call_head in (head, head.nll):
+        with pytest.raises(ValueError, match=message):
+            call_head(hidden, target)
+
+
+def test_where_an_id_is_repeated_is_said_by_the_leading_axes(case):
+    head = case.make()
+    for rows, where in (((2, 3), r" in row \(0, 2\)$"), ((), "twice$")):
+        hidden, _, _ = batch(rows)
+        target = torch.tensor([2, 4, 5]).repeat(*rows, 1)
+        target.view(-1, 3)[-4 if rows else 0, 2] = 4
+        with pytest.raises(ValueError, match=f"got 4 twice{where}" if rows else "got 4 twice$"):
+            head(hidden, target if rows else target[0])
+
+
+@pytest.mark.parametrize("num_classes", [1, 2, 3])
+def test_labels_of_few_classes_are_no_ids_unless_they_must_be(case, num_classes):
+    """Every class named in every row is every class where it can't be a 0/1 matrix, or where shares are given."""
+    head = case.make(num_classes)
+    hidden, _, _ = batch(num_classes=num_classes)
+    if case.sampled and not head.sampler.takes_several:
+        pytest.skip("one true class per row")
+    every_class = torch.arange(num_classes).expand(6, -1)
+    share = torch.full((6, num_classes), 1 / num_classes, dtype=torch.float64)
+    by_share = head.nll(hidden, every_class, target_weight=share)
+    if num_classes < 3:
+        with pytest.raises(ValueError, match=r"a 0/1 matrix: pass \.float\(\), or beside ids a target_weight"):
+            head.nll(hidden, every_class)
+        padded = torch.cat([every_class, torch.full((6, 1), -100)], -1)
+        torch.testing.assert_close(head.nll(hidden, padded), by_share)
+    else:
+        torch.testing.assert_close(head.nll(hidden, every_class), by_share)
+
+
+def test_padding_may_be_repeated_and_a_class_with_shares_too(case):
+    head = case.make()
+    hidden, _, _ = batch()
+    if case.sampled and not head.sampler.takes_several:
+        pytest.skip("one true class per row")
+    once = torch.tensor([[3, -100, -100, -100], [2, 4, -100, -100]]).repeat(3, 1)
+    torch.testing.assert_close(head.nll(hidden, once)[::2], head.nll(hidden, torch.full((6,), 3))[::2])
+    twice, share = torch.tensor([[5, 2, 5]]).expand(6, -1), torch.full((6, 3), 1 / 3, dtype=torch.float64)
+    summed = 2 / 3 * head.nll(hidden, twice[:, 0]) + 1 / 3 * head.nll(hidden, twice[:, 1])
+    torch.testing.assert_close(head.nll(hidden, twice, target_weight=share), summed)
+
+
 BAD_SIZES = [
     ({"num_classes": -3}, ValueError, "num_classes: expected an integer of at least 1, got -3"),
     ({"num_classes": 3.0}, TypeError, "num_classes"),

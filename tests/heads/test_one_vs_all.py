@@ -23,7 +23,7 @@ def build(**options):
     return heads.OneVsAll(D, V, dtype=torch.float64, **options)
 
 
-LABELS = torch.tensor([[0, 3, -100], [6, 6, 2], [-100, -100, -100], [1, -100, -100], [5, 4, 3]])
+LABELS = torch.tensor([[0, 3, -100], [6, 2, -100], [-100, -100, -100], [1, -100, -100], [5, 4, 3]])
 TRUTH = torch.zeros(N, V, dtype=torch.float64)
 for row, labels in enumerate(LABELS):
     TRUTH[row, labels[labels >= 0]] = 1.0
@@ -33,7 +33,7 @@ for row, labels in enumerate(LABELS):
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("as_ids", [True, False])
 def test_is_the_binary_cross_entropy_of_every_label(hidden, as_ids, weighted, block, monkeypatch):
-    """A row without a true label counts as any other; a label named twice is no truer."""
+    """A row without a true label counts as any other."""
     monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", block)
     v = torch.linspace(0.5, 2.0, V, dtype=torch.float64) if weighted else None
     head = build(class_weight=v, reduction="none")
@@ -57,6 +57,15 @@ def test_soft_labels(hidden):
     theirs = functional.binary_cross_entropy_with_logits(logits, truth, reduction="none").sum(-1)
     torch.testing.assert_close(head(hidden, truth), theirs)
     torch.testing.assert_close(head(hidden, torch.arange(V).expand(N, V), target_weight=truth), theirs)
+
+
+def test_a_label_named_twice_is_as_true_as_its_larger_share(hidden):
+    head = build(reduction="none")
+    twice = torch.tensor([[6, 2, 6]]).expand(N, -1)
+    share = torch.tensor([[0.3, 0.5, 0.9]], dtype=torch.float64).expand(N, -1)
+    truth = torch.zeros(N, V, dtype=torch.float64)
+    truth[:, 2], truth[:, 6] = 0.5, 0.9
+    torch.testing.assert_close(head(hidden, twice, target_weight=share), head(hidden, truth))
 
 
 def test_the_optimum_of_one_true_class_is_its_probability():
@@ -100,8 +109,9 @@ def test_holds_no_tensor_of_all_logits(monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", 1 << 12)
     head = heads.OneVsAll(8, num_classes)
     hidden = torch.randn(num_rows, 8, requires_grad=True)
+    labels = torch.rand(num_rows, num_classes).topk(5).indices
     with LargestTensor() as made:
-        head(hidden, torch.randint(num_classes, (num_rows, 5))).backward()
+        head(hidden, labels).backward()
     assert made.largest <= 8 * num_classes < num_rows * num_classes
 
 

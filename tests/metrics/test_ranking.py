@@ -92,8 +92,8 @@ def test_wrong_input():
     for wrong, message in (
         ((indices[:, :6], target), "indices: expected shape .* K >= 7"),
         ((indices, target[:3]), "target: expected shape"),
-        ((indices[:, [0, 1, 2, 3, 4, 5, 5]], target), "indices: expected distinct classes"),
-        ((indices, torch.full((40, 2), 4)), "target: expected distinct classes in each row, got 4"),
+        ((indices[:, [0, 1, 2, 3, 4, 5, 5]], target), "indices: expected distinct class ids"),
+        ((indices, torch.full((40, 2), 4)), "target: expected distinct class ids in each row, got 4"),
     ):
         with pytest.raises(ValueError, match=message):
             ranking.update(*wrong)

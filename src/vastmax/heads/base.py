@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vastmax.heads.targets import RowLoss, TrueClasses, check_target_weight, shares
+from vastmax.heads.targets import RowLoss, TrueClasses, check_several, check_target_weight, shares
 from vastmax.reduction import REDUCTIONS, check_sample_weight, reduce_rows
 from vastmax.scoring.top import TopK
 from vastmax.validation import (
@@ -94,7 +94,8 @@ class Head(nn.Module, ABC):
 
         Raises:
             TypeError: a tensor of the wrong dtype, or probabilities in a head that cannot train on them.
-            ValueError: shapes that do not fit, a target out of range, NaN or infinite hidden.
+            ValueError: shapes that do not fit, a target out of range, several ids of a row that are not distinct or
+                look like a 0/1 matrix, NaN or infinite hidden.
         """
         self.check(hidden, target, sample_weight, target_weight)
         return self._train(self._row_loss, hidden, target, sample_weight, target_weight)
@@ -201,6 +202,8 @@ class Head(nn.Module, ABC):
                 check_target(target, shape, self.num_classes, self.ignore_index)
                 counted = target != self.ignore_index
                 counted = counted.any(-1) if several else counted
+                if several and target_weight is None:
+                    check_several(target, self.num_classes, self.ignore_index)
             if target_weight is not None:
                 check_target_weight(target_weight, target, several)
         if sample_weight is not None:

@@ -80,7 +80,8 @@ class OneVsAll(FlatHead):
 
         Raises:
             TypeError: a tensor of the wrong dtype.
-            ValueError: shapes that do not fit, a target out of range, NaN or infinite hidden.
+            ValueError: shapes that do not fit, a target out of range, a label named twice in a row without shares,
+                integers that look like a 0/1 matrix, NaN or infinite hidden.
         """
         self.check(hidden, target, sample_weight, target_weight)
         if target.is_floating_point():
@@ -119,7 +120,7 @@ class OneVsAll(FlatHead):
     def _logistic(self, logits: Tensor, truth: Tensor, classes: Tensor | None = None) -> Tensor:
         """The loss (n,) of logits (n, V) and how true their labels are: those of `classes`, or all."""
         truth = truth.to(logits.dtype)
-        if classes is not None:  # a label that is named twice is no truer
+        if classes is not None:  # a label that is named twice is as true as its larger share
             truth = torch.zeros_like(logits).scatter_reduce(-1, classes, truth, "amax")
         loss = functional.softplus(logits) - (truth * logits.masked_fill(truth == 0, 0.0))
         return loss.sum(-1) if self.class_weight is None else (loss * self.class_weight.to(loss.dtype)).sum(-1)

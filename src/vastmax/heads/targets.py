@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vastmax.reduction import reduce_rows
-from vastmax.validation import check_finite
+from vastmax.validation import check_distinct, check_finite
 
 RowLoss = Callable[[Tensor, Tensor], Tensor]
 """The loss (N,) of hidden (N, d) and one true class each, target (N,)."""
@@ -73,6 +73,28 @@ def shares(
 def unmasked(bias: Tensor | None, classes: Tensor) -> Tensor | None:
     """Return which of `classes` have a bias other than -inf, (...) bool; None where no class has a bias."""
     return None if bias is None else ~bias[classes].isneginf()
+
+
+def check_several(target: Tensor, num_classes: int, ignore_index: int) -> None:
+    """Raise ValueError unless integers (..., T) without shares can only be the ids of several true classes.
+
+    A class that is named twice in a row is a mistake, or the integers are no ids: three columns or more of a 0/1
+    matrix have a number twice in every row. As many columns as classes, with nothing but 0 and 1 in them, are such
+    a matrix however few they are.
+    """
+    advice = "it looks like a 0/1 matrix: pass .float(), or beside ids a target_weight"
+    if target.shape[-1] == num_classes and _is_zero_one(target):
+        raise ValueError(
+            f"target: expected class ids, got 0 and 1 alone in {num_classes} columns, one per class: {advice}"
+        )
+    try:
+        check_distinct("target", target, ignore_index)
+    except ValueError as twice:
+        raise ValueError(f"{twice}: {advice}" if _is_zero_one(target) else str(twice)) from None
+
+
+def _is_zero_one(target: Tensor) -> bool:
+    return target.numel() > 0 and bool(((target == 0) | (target == 1)).all())
 
 
 def check_target_weight(target_weight: Tensor, target: Tensor, several: bool) -> None:

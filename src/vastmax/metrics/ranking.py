@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vastmax.validation import check_int, check_positive_int
+from vastmax.validation import check_distinct, check_int, check_positive_int
 
 
 class RankingScores(NamedTuple):
@@ -84,9 +84,10 @@ class Ranking:
             rows = ", ".join(map(str, indices.shape[:-1]))
             raise ValueError(f"target: expected shape ({rows}) or ({rows}, T), got {tuple(target.shape)}")
         counted = (target != ignore_index).any(-1)
-        indices, target = indices[counted][:, : max(self.k)], target[counted]
-        _check_distinct("indices", indices, ignore_index)
-        _check_distinct("target", target, ignore_index)
+        best = indices[..., : max(self.k)]
+        check_distinct("indices", best.masked_fill(~counted.unsqueeze(-1), ignore_index), ignore_index)
+        check_distinct("target", target, ignore_index)
+        indices, target = best[counted], target[counted]
         self._totals += self._rows(indices, target, target != ignore_index).cpu()
         self.count += len(target)
 
@@ -115,12 +116,3 @@ class Ranking:
             raise ValueError("Ranking: expected at least one row before compute, got none")
         means = (self._totals / self.count).tolist()
         return RankingScores(*(dict(zip(self.k, values, strict=True)) for values in means))
-
-
-def _check_distinct(name: str, ids: Tensor, ignore_index: int) -> None:
-    """Raise ValueError if a row of ids (N, K) holds a class twice."""
-    ordered = ids.sort(-1).values
-    twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != ignore_index)
-    if twice.any():
-        seen = ordered[:, 1:][twice][0].item()
-        raise ValueError(f"{name}: expected distinct classes in each row, got {seen} twice in one")
