@@ -1,9 +1,10 @@
-"""Gradients that have no derivative of their own."""
+"""Gradients that have no derivative of their own, and graphs that end where they begin."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -33,3 +34,15 @@ def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
         return raising(*(None if g is None else g.detach().requires_grad_() for g in gradients))
 
     return call
+
+
+def saved_tensors_have_hooks() -> bool:
+    """Whether tensors saved for backward are packed, as by a checkpoint, which unpacks by a second forward."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+def graph_of_its_own() -> AbstractContextManager[object]:
+    """Where a graph is made within a forward that differentiates it at once: without a second forward for that."""
+    if not saved_tensors_have_hooks():
+        return nullcontext()
+    return torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, lambda saved: saved)

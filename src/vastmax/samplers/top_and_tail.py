@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from vastmax.differentiation import graph_of_its_own
 from vastmax.samplers.base import Batch, Candidates, Sampler
 from vastmax.samplers.conditional import BatchCandidates, ConditionalSampler, unrecorded
 from vastmax.scoring import linear_log_partition, linear_topk
@@ -128,7 +129,7 @@ def total_probability(hidden: Tensor, linear_weight: Tensor, linear_bias: Tensor
     dtype = torch.promote_types(linear_weight.dtype, torch.float32)
     bias = linear_weight.new_zeros(len(linear_weight)) if linear_bias is None else linear_bias.detach().clone()
     bias = bias.to(dtype).requires_grad_()
-    with torch.enable_grad():
+    with torch.enable_grad(), graph_of_its_own():
         # The gradient of log Z with respect to a class's bias is the class's probability.
         log_partition = linear_log_partition(hidden, linear_weight, linear_bias=bias).log_partition
         (total,) = torch.autograd.grad(log_partition.sum(), bias)
