@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from vastmax.recomputation import recomputing
 from vastmax.validation import check_positive_int
 
 Encoder = Callable[..., Tensor]
@@ -151,7 +152,8 @@ def _encode_again(
     """Embed each chunk as it was the first time and backpropagate the gradient of its embedding."""
     for chunk, state, part in zip(batch.chunks(chunk_size), states, gradient.split(chunk_size), strict=True):
         _set_random_state(state)
-        embedding = chunk.passed_to(encoder)
+        with recomputing():
+            embedding = chunk.passed_to(encoder)
         if not embedding.requires_grad:
             return
         _backward(embedding, part)

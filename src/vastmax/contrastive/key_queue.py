@@ -5,14 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from vastmax.compilation import uncompiled
+from vastmax.recomputation import once
 from vastmax.validation import check_finite, check_hidden, check_positive_int
+from vastmax.versions import Overwritten, Tables, Versions
 
 
 class KeyQueue(nn.Module):
     """The newest keys of past batches, first in, first out; as buffers, so that `state_dict` has them.
 
     Old keys come from an encoder that has moved on since. Keep it slow, as `momentum_encoder` does, or the queue
-    short.
+    short. A forward that `torch.utils.checkpoint` runs again pushes once, and has the same `keys` again.
 
     Args:
         num_keys: keys held at most.
@@ -49,17 +52,21 @@ class KeyQueue(nn.Module):
             raise TypeError(f"dtype: expected a floating-point dtype, got {dtype}")
         self.register_buffer("storage", torch.zeros(self.num_keys, self.features, device=device, dtype=dtype))
         self.register_buffer("num_pushed", torch.zeros((), dtype=torch.int64, device=device))
+        self._versions = Versions()
 
     def __len__(self) -> int:
         """Return how many keys there are now."""
         return min(int(self.num_pushed), self.num_keys)
 
+    @uncompiled
     def keys(self) -> Tensor:
         """Return a copy of the keys, oldest first: (len(self), d), without gradient."""
-        oldest = int(self.num_pushed) % self.num_keys
-        return torch.cat([self.storage[oldest : len(self)], self.storage[:oldest]])
+        tables = self._versions.read(self._tables)
+        storage, num_pushed = tables["storage"], int(tables["num_pushed"])
+        oldest = num_pushed % self.num_keys
+        return torch.cat([storage[oldest : min(num_pushed, self.num_keys)], storage[:oldest]])
 
-    @torch.no_grad()
+    @uncompiled
     def push(self, keys: Tensor) -> None:
         """Put keys in, the last row as the newest; the oldest make room.
 
@@ -74,10 +81,23 @@ class KeyQueue(nn.Module):
         if keys.ndim != 2:
             raise ValueError(f"keys: expected shape (n, {self.features}), got {tuple(keys.shape)}")
         check_finite("keys", keys)
-        place = torch.arange(len(keys), device=self.storage.device) + self.num_pushed
-        newest = slice(max(len(keys) - self.num_keys, 0), None)
-        self.storage[place[newest] % self.num_keys] = keys[newest].to(self.storage)
+        once(lambda: self._push(keys), self)
+
+    @torch.no_grad()
+    def _push(self, keys: Tensor) -> None:
+        newest = keys[-self.num_keys :]
+        number = torch.arange(len(keys) - len(newest), len(keys), device=self.storage.device) + self.num_pushed
+        place = number % self.num_keys
+
+        def overwritten() -> Overwritten:
+            return {"storage": (place, self.storage[place]), "num_pushed": (None, self.num_pushed.clone())}
+
+        self._versions.before_change(overwritten)
+        self.storage[place] = newest.to(self.storage)
         self.num_pushed += len(keys)
+
+    def _tables(self) -> Tables:
+        return {"storage": self.storage, "num_pushed": self.num_pushed}
 
     def extra_repr(self) -> str:
         """Describe the queue by its sizes."""

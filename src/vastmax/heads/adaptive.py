@@ -15,6 +15,7 @@ from vastmax.heads.base import Head
 from vastmax.heads.cutoffs import adaptive_cutoffs, check_cutoffs, tail_width
 from vastmax.heads.running_topk import RunningTopK, topk_in_blocks
 from vastmax.heads.softmax_part import SoftmaxPart
+from vastmax.recomputation import remembered
 from vastmax.reduction import total_weight
 from vastmax.samplers import Sampler, Uniform, Unigram
 from vastmax.scoring import linear_logits, linear_topk
@@ -172,7 +173,8 @@ class AdaptiveSoftmax(Head):
     ) -> Tensor:
         """Return the training loss, a scalar or (...), in nats; see `Head`.
 
-        `generator` is the source of the draws of `tail_samples`, on the head's device.
+        `generator` is the source of the draws of `tail_samples`, on the head's device. Under
+        `torch.utils.checkpoint` the recomputation draws as the forward did.
         """
         self.check(hidden, target, sample_weight, target_weight)
         if self.tail_samples is None and self.reduction != "none" and target.ndim < hidden.ndim:
@@ -204,9 +206,15 @@ class AdaptiveSoftmax(Head):
         def loss(part: SoftmaxPart) -> Tensor:
             if part.sampler is None or self.tail_samples is None:
                 return part.exact_loss()
-            return part.sampled_loss(part.sampler, self.tail_samples, sparse=self.sparse, generator=generator)
+            return self._sampled_loss(part, part.sampler, self.tail_samples, generator)
 
         return self._summed_parts(hidden, target, loss)
+
+    @remembered
+    def _sampled_loss(
+        self, part: SoftmaxPart, sampler: Sampler, k: int, generator: torch.Generator | None
+    ) -> Tensor:
+        return part.sampled_loss(sampler, k, sparse=self.sparse, generator=generator)
 
     def _summed_parts(self, hidden: Tensor, target: Tensor, loss: Callable[[SoftmaxPart], Tensor]) -> Tensor:
         hidden = self._wide(hidden)

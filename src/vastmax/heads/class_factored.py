@@ -15,6 +15,7 @@ from vastmax.heads.clusters import Clusters
 from vastmax.heads.grouped_cross_entropy import grouped_cross_entropy
 from vastmax.heads.running_topk import RunningTopK, topk_in_blocks
 from vastmax.heads.targets import unmasked
+from vastmax.recomputation import remembered
 from vastmax.scoring import chosen_logits, linear_cross_entropy, linear_logits, linear_topk
 from vastmax.scoring.top import TopK
 from vastmax.validation import check_choice, check_finite, check_per_class, check_positive_int
@@ -174,6 +175,7 @@ class ClassFactoredSoftmax(Head):
     def _exact_within(self, hidden: Tensor, target: Tensor) -> Tensor:
         return grouped_cross_entropy(hidden, self.weight, self.bias, target, self.clusters, sparse=self.sparse)
 
+    @remembered
     def _sampled_within(self, hidden: Tensor, target: Tensor, generator: torch.Generator | None) -> Tensor:
         candidates = self.clusters.sample(target, self.num_samples, generator)
         target_logit, sampled_logit = chosen_logits(

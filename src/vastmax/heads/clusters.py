@@ -11,6 +11,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from vastmax.recomputation import replayed
 from vastmax.samplers import Candidates
 from vastmax.validation import check_counts, check_ids, check_per_class, check_positive_int
 
@@ -148,6 +149,7 @@ class Clusters(nn.Module):
     def sample(self, target: Tensor, k: int, generator: torch.Generator | None) -> Candidates:
         """Draw k independent candidates for each target (N,) from q(c | group of the target): (N, k)."""
         group = self.group[target].unsqueeze(-1)
+        generator = replayed(generator)
         uniform = torch.rand(len(target), k, dtype=torch.float64, device=group.device, generator=generator)
         drawn = torch.searchsorted(self._mass, group + uniform, right=True)
         # Sums of rounded masses end next to, not at, the integers: what falls outside is the nearest member.

@@ -12,6 +12,7 @@ from torch.nn import functional
 from vastmax.contrastive.key_queue import KeyQueue
 from vastmax.functional.contrastive import info_nce
 from vastmax.functional.precision import at_least_float32
+from vastmax.recomputation import remembered
 from vastmax.reduction import REDUCTIONS
 from vastmax.validation import check_choice, check_finite_number
 
@@ -37,7 +38,7 @@ class InfoNCE(nn.Module):
         decoupled: leave the positives out of the sum that they are compared with: decoupled contrastive loss.
         in_batch: whether the other rows' keys are negatives.
         queue: past keys that are negatives of every row. In training mode the batch's keys, as they are scored, are
-            pushed after each loss.
+            pushed after each loss; once, in a forward that `torch.utils.checkpoint` runs again.
         reduction: `"mean"`, `"sum"` or `"none"`.
 
     Raises:
@@ -134,10 +135,28 @@ class InfoNCE(nn.Module):
             raise ValueError("negatives: expected None with a queue, which has them, got a tensor")
         query, key = self._scored(query), self._scored(key)
         if self.queue is not None:
-            negatives = self.queue.keys()
-        elif negatives is not None:
-            negatives = self._scored(negatives)
-        loss = info_nce(
+            return self._loss_beside_queue(self.queue, query, key, labels, sample_weight)
+        negatives = None if negatives is None else self._scored(negatives)
+        return self._loss(query, key, negatives, labels, sample_weight)
+
+    @remembered
+    def _loss_beside_queue(
+        self, queue: KeyQueue, query: Tensor, key: Tensor, labels: Tensor | None, sample_weight: Tensor | None
+    ) -> Tensor:
+        loss = self._loss(query, key, queue.keys(), labels, sample_weight)
+        if self.training:
+            queue.push(key)
+        return loss
+
+    def _loss(
+        self,
+        query: Tensor,
+        key: Tensor,
+        negatives: Tensor | None,
+        labels: Tensor | None,
+        sample_weight: Tensor | None,
+    ) -> Tensor:
+        return info_nce(
             query,
             key,
             negatives,
@@ -152,9 +171,6 @@ class InfoNCE(nn.Module):
             sample_weight=sample_weight,
             reduction=self.reduction,
         )
-        if self.queue is not None and self.training:
-            self.queue.push(key)
-        return loss
 
     def mutual_information(self, query: Tensor, key: Tensor) -> Tensor:
         r"""Return a lower bound in expectation on the mutual information of query and key, a scalar in nats.

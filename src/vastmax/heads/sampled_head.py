@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vastmax.compilation import uncompiled
 from vastmax.heads.flat import FlatHead
+from vastmax.recomputation import remembered
 from vastmax.samplers import Batch, Candidates, Sampler, Uniform
 from vastmax.scoring import chosen_logits
 from vastmax.validation import check_positive_int
@@ -138,7 +138,8 @@ class SampledHead(FlatHead):
             target: (...) or (..., T) int64 class ids, or `ignore_index`.
             sample_weight: (...) weight per row; the mean divides by their sum.
             target_weight: (..., T) share of the row of each of several true classes; equal ones if omitted.
-            generator: source of the draws, on the head's device; torch's global one if omitted.
+            generator: source of the draws, on the head's device; torch's global one if omitted. Under
+                `torch.utils.checkpoint` the recomputation draws as the forward did, see `recomputation`.
 
         Raises:
             TypeError: a tensor of the wrong dtype; probabilities as target, which need the logits of all classes.
@@ -152,7 +153,7 @@ class SampledHead(FlatHead):
         row_loss = functools.partial(self._row_loss, generator=generator)
         return self._train(row_loss, hidden, target, sample_weight, target_weight)
 
-    @uncompiled
+    @remembered
     def _row_loss(self, hidden: Tensor, target: Tensor, generator: torch.Generator | None = None) -> Tensor:
         size = [self.num_samples] if self.shared else [len(target), self.num_samples]
         bias = None if self.bias is None else self.divide(self.bias.detach())

@@ -8,6 +8,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from vastmax.recomputation import replayed
 from vastmax.validation import LARGEST_INT, check_ids, check_int, check_positive_int, shown
 
 
@@ -65,8 +66,9 @@ class Sampler(nn.Module, ABC):
 
     A subclass states $q$ twice: as draws (`_draw`) and as log-probabilities (`_log_prob`). Its tables are buffers,
     float64 unless they are made from a model's parameters: they move with the module, keep their dtype under
-    `half()` and the like, and stay out of the state dict. Draws are made on the tables' device, which a
-    `generator` must share.
+    `half()` and the like, and stay out of the state dict. Draws are made on the
+    tables' device, which a `generator` must share. The draws of a forward that `torch.utils.checkpoint` runs again
+    are those of its first run, a caller's own `generator` being put back.
     """
 
     conditional = False
@@ -149,7 +151,7 @@ class Sampler(nn.Module, ABC):
             >>> Uniform(3, unique=True).sample(3)[:2]
             (tensor([0, 1, 2]), tensor([0., 0., 0.], dtype=torch.float64))
         """
-        return self._sample(self._check_size(size), generator)
+        return self._sample(self._check_size(size), replayed(generator))
 
     def log_prob(self, ids: Tensor) -> Tensor:
         """Return log q of each of `ids`, float64 of the same shape, -inf where q is 0.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from numpy.typing import ArrayLike
@@ -12,6 +14,7 @@ from vastmax.samplers.base import Batch, Candidates, Sampler
 from vastmax.samplers.conditional import BatchCandidates, ConditionalSampler, unrecorded
 from vastmax.samplers.unigram import log_frequency
 from vastmax.validation import check_counts, check_finite_number
+from vastmax.versions import Versions
 
 
 class InBatch(ConditionalSampler):
@@ -34,7 +37,8 @@ class InBatch(ConditionalSampler):
     standard error of $q_c$ is about $\sqrt{\text{rate} / 2}$, and but for that the frequencies sum to one.
 
     The learned frequencies are no part of the state dict. To go on with them in another process, keep
-    `log_prob` of all classes, and give its exponential as `counts`.
+    `log_prob` of all classes, and give its exponential as `counts`. A forward that `torch.utils.checkpoint` runs
+    again learns once.
 
     Args:
         num_classes: V.
@@ -61,10 +65,10 @@ class InBatch(ConditionalSampler):
     independent = False
 
     _log_q: Tensor | None
-    _gap: Tensor
-    _last: Tensor
-    _seen: Tensor
-    _draws: Tensor
+    mean_gap: Tensor
+    last_draw: Tensor
+    num_gaps: Tensor
+    num_draws: Tensor
 
     def __init__(
         self,
@@ -84,32 +88,40 @@ class InBatch(ConditionalSampler):
         else:
             self._register_table("_log_q", None)
             zeros = torch.zeros(self.num_classes, dtype=torch.float64, device=self.device)
-            self._register_table("_gap", zeros + self.num_classes)
-            self._register_table("_last", zeros.clone())
-            self._register_table("_seen", zeros + 1)
-            self._register_table("_draws", zeros.new_zeros(()))
+            self._register_table("mean_gap", zeros + self.num_classes)
+            self._register_table("last_draw", zeros.clone())
+            self._register_table("num_gaps", zeros + 1)
+            self._register_table("num_draws", zeros.new_zeros(()))
+        self._versions = Versions()
 
     def given(self, batch: Batch, *, shared: bool) -> Sampler:
         """Return the candidates of one batch, after learning from its targets in training."""
         self._check_batch(batch)
+        if self._log_q is not None:
+            return _OtherTargets(self.num_classes, batch.target, self._log_prob)
+        learn = partial(self._learn, batch.target) if self.training else None
+        mean_gap = self._versions.read(lambda: {"mean_gap": self.mean_gap}, after=learn)["mean_gap"]
         with unrecorded(batch.target.device):
-            if self.training and self._log_q is None:
-                self._learn(batch.target)
-            return _OtherTargets(self, batch.target)
+            return _OtherTargets(self.num_classes, batch.target, lambda ids: -mean_gap[ids].log())
 
     def _learn(self, target: Tensor) -> None:
+        with unrecorded(target.device):
+            self._learn_from(target)
+
+    def _learn_from(self, target: Tensor) -> None:
         ids, place, count = target.unique(return_inverse=True, return_counts=True)
-        draw = self._draws + torch.arange(1, len(target) + 1, device=target.device)
+        self._versions.before_change(lambda: {"mean_gap": (ids, self.mean_gap[ids])})
+        draw = self.num_draws + torch.arange(1, len(target) + 1, device=target.device)
         last = draw.new_zeros(len(ids)).scatter_reduce_(0, place, draw, "amax")
-        mean_gap = (last - self._last[ids]) / count
-        share = torch.maximum(1 - (1 - self.rate) ** count.double(), count / (self._seen[ids] + count))
-        self._gap[ids] += share * (mean_gap - self._gap[ids])
-        self._last[ids] = last
-        self._seen[ids] += count
-        self._draws += len(target)
+        mean_gap = (last - self.last_draw[ids]) / count
+        share = torch.maximum(1 - (1 - self.rate) ** count.double(), count / (self.num_gaps[ids] + count))
+        self.mean_gap[ids] += share * (mean_gap - self.mean_gap[ids])
+        self.last_draw[ids] = last
+        self.num_gaps[ids] += count
+        self.num_draws += len(target)
 
     def _log_prob(self, ids: Tensor) -> Tensor:
-        return -self._gap[ids].log() if self._log_q is None else self._log_q[ids]
+        return -self.mean_gap[ids].log() if self._log_q is None else self._log_q[ids]
 
     def extra_repr(self) -> str:
         """Return the constructor's arguments, the counts as whether there are any."""
@@ -118,9 +130,9 @@ class InBatch(ConditionalSampler):
 
 
 class _OtherTargets(BatchCandidates):
-    def __init__(self, frequencies: InBatch, target: Tensor) -> None:
-        super().__init__(frequencies.num_classes, device=target.device)
-        self.frequencies, self.target = frequencies, target
+    def __init__(self, num_classes: int, target: Tensor, log_q: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(num_classes, device=target.device)
+        self.target, self.log_q = target, log_q
         self.log_others = math.log(max(1, len(target) - 1))  # without others, any constant: it cancels
 
     def _sample(self, size: list[int], generator: torch.Generator | None) -> Candidates:
@@ -129,4 +141,4 @@ class _OtherTargets(BatchCandidates):
         return Candidates(self.target, torch.where(own, math.inf, log_count), unique=False)
 
     def _log_expected_count(self, ids: Tensor, k: int) -> Tensor:
-        return self.log_others + self.frequencies._log_prob(ids)
+        return self.log_others + self.log_q(ids)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from vastmax.recomputation import is_recomputation
 from vastmax.samplers.base import Batch, Sampler
 from vastmax.samplers.conditional import ModelFollowingSampler
 from vastmax.samplers.heap import HeapRows, OneRow, inner_levels
 from vastmax.scoring import chosen_logits
 from vastmax.validation import check_finite_number, check_int, check_positive_int
+from vastmax.versions import Overwritten, Tables
 
 MAX_LOG_GROWTH = 20.0
 """How far the log of a class's feature may rise, between two makings of the tables, above the largest of them."""
@@ -60,6 +62,8 @@ class RandomFeatures(ModelFollowingSampler):
         >>> loss = head(torch.randn(4, 16), torch.tensor([1, 2, 3, 999]))
     """
 
+    table_names = ("_omega", "_hidden_centre", "_class_centre", "_scale", "_shift", "_mass")
+
     _omega: Tensor
     _hidden_centre: Tensor
     _class_centre: Tensor
@@ -82,15 +86,18 @@ class RandomFeatures(ModelFollowingSampler):
         self.floor = check_finite_number("floor", floor, above=0.0, below=1.0)
         self.seed = check_int("seed", seed)
         self._touched: list[Tensor] = []
-        for name in ("_omega", "_hidden_centre", "_class_centre", "_scale", "_shift", "_mass"):
-            self._register_table(name, None)
 
     def given(self, batch: Batch, *, shared: bool) -> Sampler:
         """Return the sampler of one batch, and remember in training which classes the batch will change."""
         noise = super().given(batch, shared=shared)
-        if self.training:
-            self._touched.append(batch.target)
+        touched = self._newly_touched()
+        if touched is not None:
+            touched.append(batch.target)
         return noise
+
+    def _newly_touched(self) -> list[Tensor] | None:
+        """Where to take down the classes that a batch changes: in training, and once."""
+        return self._touched if self.training and not is_recomputation() else None
 
     def _build(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         num_classes, in_features = weight.shape
@@ -117,13 +124,18 @@ class RandomFeatures(ModelFollowingSampler):
             return
         ids = torch.cat([ids.reshape(-1).to(weight.device) for ids in self._touched]).unique()
         self._touched.clear()
+        leaf = self.num_classes + ids
+        above = list(_levels_above(leaf))
+
+        def overwritten() -> Overwritten:
+            node = torch.cat([leaf, *above])
+            return {"_mass": (node, self._mass[node])}
+
+        self._versions.before_change(overwritten)
         log_feature = self._log_class_features(weight[ids], None if bias is None else bias[ids])
         growth = (log_feature - self._shift).clamp_(max=MAX_LOG_GROWTH)
-        self._mass[self.num_classes + ids, : self.num_features] = growth.exp_()
-        node = self.num_classes + ids
-        while len(node) > 0:
-            node = (node >> 1).unique()
-            node = node[node > 0]
+        self._mass[leaf, : self.num_features] = growth.exp_()
+        for node in above:
             self._mass[node] = self._mass[2 * node] + self._mass[2 * node + 1]
 
     def _log_class_features(self, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -135,22 +147,22 @@ class RandomFeatures(ModelFollowingSampler):
             log_weight = log_weight + bias.to(log_weight.dtype)
         return torch.addmm(log_weight.unsqueeze(1), rows, self._omega.t())
 
-    def _hidden_features(self, hidden: Tensor) -> Tensor:
+    def _hidden_features(self, hidden: Tensor, tables: Tables) -> Tensor:
         """Features of hidden rows (N, d), each up to a factor of its own, and the one that the floor takes."""
-        rows = (hidden.to(self._omega.dtype) - self._hidden_centre) * self._scale
-        log_feature = torch.addmm(self._shift, rows, self._omega.t())
+        rows = (hidden.to(tables["_omega"].dtype) - tables["_hidden_centre"]) * tables["_scale"]
+        log_feature = torch.addmm(tables["_shift"], rows, tables["_omega"].t())
         feature = (log_feature - log_feature.amax(1, keepdim=True)).exp_()
-        total = feature @ self._mass[1, : self.num_features]
+        total = feature @ tables["_mass"][1, : self.num_features]
         floor = total * (self.floor / (1 - self.floor) / self.num_classes)
         return torch.cat([feature, floor.unsqueeze(1)], 1)
 
-    def _follow(self, hidden: Tensor, *, shared: bool) -> Sampler:
-        feature = self._hidden_features(hidden)
-        touched = self._touched if self.training else None
+    def _follow(self, hidden: Tensor, tables: Tables, *, shared: bool) -> Sampler:
+        feature, mass = self._hidden_features(hidden, tables), tables["_mass"]
+        touched = self._newly_touched()
         if not shared:
-            return _FeatureRows(self._mass, feature, touched)
-        mean = (feature / (feature @ self._mass[1]).unsqueeze(1)).mean(0, keepdim=True)
-        return OneRow(_FeatureRows(self._mass, mean, touched))
+            return _FeatureRows(mass, feature, touched)
+        mean = (feature / (feature @ mass[1]).unsqueeze(1)).mean(0, keepdim=True)
+        return OneRow(_FeatureRows(mass, mean, touched))
 
     def extra_repr(self) -> str:
         """Return the constructor's arguments."""
@@ -158,6 +170,12 @@ class RandomFeatures(ModelFollowingSampler):
             f"num_classes={self.num_classes}, num_features={self.num_features}, floor={self.floor:g}, "
             f"refresh={self.refresh}, seed={self.seed}"
         )
+
+
+def _levels_above(node: Tensor) -> Iterator[Tensor]:
+    """The parents of nodes, the parents of those, and so on to the root, each once a level."""
+    while len(node := (node >> 1).unique()) > 0 and len(node := node[node > 0]) > 0:
+        yield node
 
 
 class _FeatureRows(HeapRows):

@@ -12,6 +12,7 @@ from vastmax.samplers.base import Sampler
 from vastmax.samplers.conditional import ModelFollowingSampler, unrecorded
 from vastmax.samplers.heap import BLOCK_ELEMENTS, HeapRows, inner_levels, left_size, log_turn, path
 from vastmax.scoring import chosen_logits
+from vastmax.versions import Tables
 
 PRINCIPAL_DIRECTIONS = 16
 """Directions of the class rows by which classes are put in order."""
@@ -52,6 +53,8 @@ class TreeGuided(ModelFollowingSampler):
         >>> loss = head(torch.randn(4, 16), torch.tensor([1, 2, 3, 999]))
     """
 
+    table_names = ("_class_at", "_leaf", "_node_weight", "_node_bias")
+
     _order: Tensor | None
     _class_at: Tensor
     _leaf: Tensor
@@ -70,8 +73,6 @@ class TreeGuided(ModelFollowingSampler):
         self._register_table(
             "_order", None if order is None else _check_order(order, self.num_classes).to(self.device)
         )
-        for name in ("_class_at", "_leaf", "_node_weight", "_node_bias"):
-            self._register_table(name, None)
 
     def _build(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         weight = weight.to(hidden.dtype)
@@ -106,8 +107,8 @@ class TreeGuided(ModelFollowingSampler):
                 log_mass = torch.cat([log_mass, logit[leaves].double()])
         self._node_bias = (self._node_bias - self._node_weight.double() @ centre.double()).to(weight.dtype)
 
-    def _follow(self, hidden: Tensor, *, shared: bool) -> Sampler:
-        rows = _TreeRows(self, hidden)
+    def _follow(self, hidden: Tensor, tables: Tables, *, shared: bool) -> Sampler:
+        rows = _TreeRows(hidden, tables)
         return _MeanOfRows(rows) if shared else rows
 
     def extra_repr(self) -> str:
@@ -119,24 +120,23 @@ class TreeGuided(ModelFollowingSampler):
 class _TreeRows(HeapRows):
     """Each row of a batch by its own way down the tree."""
 
-    def __init__(self, tree: TreeGuided, hidden: Tensor) -> None:
-        super().__init__(tree.num_classes, len(hidden), device=hidden.device)
-        self.tree = tree
-        self.hidden = hidden.to(tree._node_weight.dtype)
+    def __init__(self, hidden: Tensor, tables: Tables) -> None:
+        super().__init__(len(tables["_leaf"]), len(hidden), device=hidden.device)
+        self.tables = tables
+        self.class_at, self.leaf, self.node_weight, self.node_bias = (tables[n] for n in TreeGuided.table_names)
+        self.hidden = hidden.to(self.node_weight.dtype)
 
     def _log_odds(self, rows: slice, node: Tensor) -> Tensor:
-        tree = self.tree
-        return chosen_logits(self.hidden[rows], tree._node_weight, node, linear_bias=tree._node_bias)[0]
+        return chosen_logits(self.hidden[rows], self.node_weight, node, linear_bias=self.node_bias)[0]
 
     def _top_log_odds(self, rows: slice, num_nodes: int) -> Tensor:
-        weight, bias = self.tree._node_weight[:num_nodes], self.tree._node_bias[:num_nodes]
-        return torch.addmm(bias, self.hidden[rows], weight.t())
+        return torch.addmm(self.node_bias[:num_nodes], self.hidden[rows], self.node_weight[:num_nodes].t())
 
     def _class_of(self, leaf: Tensor) -> Tensor:
-        return self.tree._class_at[leaf - self.num_classes]
+        return self.class_at[leaf - self.num_classes]
 
     def _leaf_of(self, ids: Tensor) -> Tensor:
-        return self.tree._leaf[ids]
+        return self.leaf[ids]
 
 
 class _MeanOfRows(Sampler):
@@ -148,7 +148,7 @@ class _MeanOfRows(Sampler):
 
     def _draw(self, shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
         chosen = (self._uniform([math.prod(shape)], generator) * self.rows.num_rows).long()
-        return _TreeRows(self.rows.tree, self.rows.hidden[chosen])._draw([len(chosen), 1], generator).view(*shape)
+        return _TreeRows(self.rows.hidden[chosen], self.rows.tables)._draw([len(chosen), 1], generator).view(*shape)
 
     def _log_prob(self, ids: Tensor) -> Tensor:
         leaf = self.rows._leaf_of(ids.reshape(-1))
