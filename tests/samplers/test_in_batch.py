@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from batches import make_batch
 from sampler_laws import probabilities, seeded
 from torch import Tensor
 
+from vastmax import heads
 from vastmax.samplers import Batch, InBatch, Mixture, Uniform, Unigram
 
 
@@ -117,15 +119,83 @@ def test_a_class_seen_several_times_in_a_batch() -> None:
     torch.testing.assert_close(1 / sampler.log_prob(torch.tensor(1)).exp(), torch.tensor(5.0, dtype=torch.float64))
 
 
-def test_learns_in_training_alone_and_keeps_nothing_in_the_state_dict() -> None:
+def test_learns_in_training_alone() -> None:
     sampler = InBatch(4)
     see(sampler.eval(), torch.tensor([1, 1]))
     torch.testing.assert_close(probabilities(sampler), torch.full((4,), 0.25, dtype=torch.float64))
     see(sampler.train(), torch.tensor([1, 1]))
     assert sampler.log_prob(torch.tensor(1)).exp() > 0.3
-    assert not sampler.state_dict()
-    again = InBatch(4, counts=probabilities(sampler))
-    torch.testing.assert_close(probabilities(again), probabilities(sampler) / probabilities(sampler).sum())
+
+
+LEARNED = ["mean_gap", "last_draw", "num_gaps", "num_draws"]
+
+
+def learning_head() -> heads.SampledSoftmax:
+    return heads.SampledSoftmax(2, 5, sampler=InBatch(5, rate=0.1))
+
+
+def train(head: heads.SampledSoftmax, seed: int) -> None:
+    for target in torch.randint(5, (30, 4), generator=seeded(seed)):
+        head(torch.zeros(4, 2), target)
+
+
+def test_a_head_that_is_loaded_goes_on_learning_where_it_was(tmp_path: Path) -> None:
+    head, other = learning_head(), learning_head()
+    train(head, 1)
+    torch.save(head.state_dict(), tmp_path / "head.pt")
+    other.load_state_dict(torch.load(tmp_path / "head.pt", weights_only=True))
+    for seed in (2, 3):
+        assert torch.equal(probabilities(other.sampler), probabilities(head.sampler))
+        train(head, seed)
+        train(other, seed)
+    assert list(head.state_dict()) == ["weight", "bias", *(f"sampler.{name}" for name in LEARNED)]
+
+
+def test_what_is_learned_beside_a_linear_layer() -> None:
+    """A state dict without it, of a linear layer or of a time before it was saved, loads strictly and leaves it."""
+    head, linear = learning_head(), torch.nn.Linear(2, 5)
+    train(head, 1)
+    learned = probabilities(head.sampler)
+    assert linear.load_state_dict(head.state_dict(), strict=False).missing_keys == []
+    assert torch.equal(linear.weight, head.weight)
+    linear.reset_parameters()
+    assert str(head.load_state_dict(linear.state_dict())) == "<All keys matched successfully>"
+    assert torch.equal(linear.weight, head.weight)
+    assert torch.equal(probabilities(head.sampler), learned)
+
+
+def test_counted_frequencies_are_not_saved() -> None:
+    head, linear = heads.SampledSoftmax(2, 5, sampler=InBatch(5, counts=[1, 2, 3, 4, 5])), torch.nn.Linear(2, 5)
+    head(torch.zeros(4, 2), torch.arange(4))
+    linear.load_state_dict(head.state_dict())
+    head.load_state_dict(linear.state_dict())
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*sampler\.mean_gap"):
+        head.load_state_dict(learning_head().state_dict())
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_a_part_of_what_is_learned_is_not_enough(name: str) -> None:
+    state = learning_head().state_dict()
+    del state[f"sampler.{name}"]
+    with pytest.raises(RuntimeError, match=f"Missing key.*sampler.{name}"):
+        learning_head().load_state_dict(state)
+
+
+def test_what_is_learned_of_other_classes_or_by_another_name_is_refused() -> None:
+    state = learning_head().state_dict()
+    with pytest.raises(RuntimeError, match=r"size mismatch for sampler\.mean_gap"):
+        learning_head().load_state_dict({**state, "sampler.mean_gap": torch.ones(4)})
+    linear = torch.nn.Linear(2, 5).state_dict()
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*sampler\.other"):
+        learning_head().load_state_dict({**linear, "sampler.other": torch.ones(4)})
+
+
+def test_casting_keeps_what_is_learned() -> None:
+    head = learning_head()
+    train(head, 1)
+    learned = probabilities(head.sampler)
+    assert torch.equal(probabilities(head.half().sampler), learned)
+    assert head.state_dict()["sampler.mean_gap"].dtype == torch.float64
 
 
 def test_errors() -> None:

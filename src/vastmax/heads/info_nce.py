@@ -134,42 +134,35 @@ class InfoNCE(nn.Module):
         if self.queue is not None and negatives is not None:
             raise ValueError("negatives: expected None with a queue, which has them, got a tensor")
         query, key = self._scored(query), self._scored(key)
+        options = {"labels": labels, "mask": mask, "sample_weight": sample_weight}
         if self.queue is not None:
-            return self._loss_beside_queue(self.queue, query, key, labels, sample_weight)
-        negatives = None if negatives is None else self._scored(negatives)
-        return self._loss(query, key, negatives, labels, sample_weight)
+            return self._loss_beside_queue(self.queue, query, key, options)
+        return self._loss(query, key, None if negatives is None else self._scored(negatives), options)
 
     @remembered
     def _loss_beside_queue(
-        self, queue: KeyQueue, query: Tensor, key: Tensor, labels: Tensor | None, sample_weight: Tensor | None
+        self, queue: KeyQueue, query: Tensor, key: Tensor, options: dict[str, Tensor | None]
     ) -> Tensor:
-        loss = self._loss(query, key, queue.keys(), labels, sample_weight)
+        loss = self._loss(query, key, queue.keys(), options)
         if self.training:
             queue.push(key)
         return loss
 
     def _loss(
-        self,
-        query: Tensor,
-        key: Tensor,
-        negatives: Tensor | None,
-        labels: Tensor | None,
-        sample_weight: Tensor | None,
+        self, query: Tensor, key: Tensor, negatives: Tensor | None, options: dict[str, Tensor | None]
     ) -> Tensor:
         return info_nce(
             query,
             key,
             negatives,
             temperature=self.temperature,
-            labels=labels,
-            mask=mask,
             hard_negative_weight=self.hard_negative_weight,
             symmetric=self.symmetric,
             both_views=self.both_views,
             decoupled=self.decoupled,
             in_batch=self.in_batch,
-            sample_weight=sample_weight,
             reduction=self.reduction,
+            **options,
         )
 
     def mutual_information(self, query: Tensor, key: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ class Sampler(nn.Module, ABC):
 
     A subclass states $q$ twice: as draws (`_draw`) and as log-probabilities (`_log_prob`). Its tables are buffers,
     float64 unless they are made from a model's parameters: they move with the module, keep their dtype under
-    `half()` and the like, and stay out of the state dict. Draws are made on the
+    `half()` and the like, and stay out of the state dict unless they cannot be made again. Draws are made on the
     tables' device, which a `generator` must share. The draws of a forward that `torch.utils.checkpoint` runs again
     are those of its first run, a caller's own `generator` being put back.
     """
@@ -241,9 +241,9 @@ class Sampler(nn.Module, ABC):
         """Return float64 uniforms of [0, 1), multiples of 2^-53, fine enough for any number of classes."""
         return torch.rand(tuple(shape), dtype=torch.float64, device=self.device, generator=generator)
 
-    def _register_table(self, name: str, table: Tensor | None) -> None:
-        """Register a buffer that is no part of the state dict: a head's is that of `nn.Linear`."""
-        self.register_buffer(name, table, persistent=False)
+    def _register_table(self, name: str, table: Tensor | None, *, saved: bool = False) -> None:
+        """Register a buffer, by default no part of the state dict: a head's is that of `nn.Linear`."""
+        self.register_buffer(name, table, persistent=saved)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # A cast of the model is about its parameters. Tables follow it to its device, in their own dtype.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from numpy.typing import ArrayLike
@@ -15,6 +16,9 @@ from vastmax.samplers.conditional import BatchCandidates, ConditionalSampler, un
 from vastmax.samplers.unigram import log_frequency
 from vastmax.validation import check_counts, check_finite_number
 from vastmax.versions import Versions
+
+LEARNED = ("mean_gap", "last_draw", "num_gaps", "num_draws")
+"""What is learned, under its names in the state dict: B, t and n of every class, and the number of all draws."""
 
 
 class InBatch(ConditionalSampler):
@@ -36,9 +40,10 @@ class InBatch(ConditionalSampler):
     gaps, the first of which is set to V, until a moving average at `rate` takes over. From then on the relative
     standard error of $q_c$ is about $\sqrt{\text{rate} / 2}$, and but for that the frequencies sum to one.
 
-    The learned frequencies are no part of the state dict. To go on with them in another process, keep
-    `log_prob` of all classes, and give its exponential as `counts`. A forward that `torch.utils.checkpoint` runs
-    again learns once.
+    What is learned is part of the state dict, 3 V + 1 float64 numbers under `sampler`: `nn.Linear` takes that of a
+    head with `strict=False`. A state dict without it, of `nn.Linear` or of a head with another sampler, is loaded
+    with `strict=True` too, and leaves what is learned as it is. With `counts` there is nothing to save: a flat
+    head's state dict is that of `nn.Linear`. A forward that `torch.utils.checkpoint` runs again learns once.
 
     Args:
         num_classes: V.
@@ -88,10 +93,10 @@ class InBatch(ConditionalSampler):
         else:
             self._register_table("_log_q", None)
             zeros = torch.zeros(self.num_classes, dtype=torch.float64, device=self.device)
-            self._register_table("mean_gap", zeros + self.num_classes)
-            self._register_table("last_draw", zeros.clone())
-            self._register_table("num_gaps", zeros + 1)
-            self._register_table("num_draws", zeros.new_zeros(()))
+            self._register_table("mean_gap", zeros + self.num_classes, saved=True)
+            self._register_table("last_draw", zeros.clone(), saved=True)
+            self._register_table("num_gaps", zeros + 1, saved=True)
+            self._register_table("num_draws", zeros.new_zeros(()), saved=True)
         self._versions = Versions()
 
     def given(self, batch: Batch, *, shared: bool) -> Sampler:
@@ -122,6 +127,20 @@ class InBatch(ConditionalSampler):
 
     def _log_prob(self, ids: Tensor) -> Tensor:
         return -self.mean_gap[ids].log() if self._log_q is None else self._log_q[ids]
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        *args: Any,
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *args)
+        learned = [f"{prefix}{name}" for name in LEARNED]
+        if not any(name in state_dict for name in learned):
+            missing_keys[:] = [name for name in missing_keys if name not in learned]
 
     def extra_repr(self) -> str:
         """Return the constructor's arguments, the counts as whether there are any."""
