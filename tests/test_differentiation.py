@@ -7,6 +7,8 @@ from torch.utils.checkpoint import checkpoint
 from vastmax import heads, samplers
 
 HEADS = {
+    "softmax": lambda: heads.Softmax(2, 9),
+    "softmax, focal": lambda: heads.Softmax(2, 9, focal_gamma=1.0),
     "top and tail": lambda: heads.SampledSoftmax(
         2, 9, sampler=samplers.TopAndTail(samplers.Uniform(9, unique=True), 2), num_samples=3
     ),

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vastmax.compilation import uncompiled
-from vastmax.differentiation import once_differentiable
+from vastmax.differentiation import graph_of_its_own, once_differentiable
 from vastmax.kernels import has_kernel, implementation
 from vastmax.scoring.blocks import Gradients, LinearScorer, RowStatistics
 from vastmax.scoring.links import Link, SoftCap
@@ -135,7 +135,7 @@ class RowLoss(Protocol):
 def _gradient(row_loss: RowLoss, statistics: RowStatistics, rows: slice) -> tuple[Tensor, RowStatistics]:
     """Return the sum of the rows' losses and its derivative with respect to the statistics."""
     leaves = RowStatistics(*(x.detach().requires_grad_() for x in statistics))
-    with torch.enable_grad():
+    with torch.enable_grad(), graph_of_its_own():
         total = row_loss(leaves, rows).sum()
     return total.detach(), RowStatistics(*torch.autograd.grad(total, leaves, materialize_grads=True))
 
