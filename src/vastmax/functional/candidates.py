@@ -34,11 +34,19 @@ def log_partition_estimate(
     return log_mass(log_ratio(sampled_logit, sampled_log_count, mask))
 
 
-def log_mass(terms: Tensor) -> Tensor:
-    """The log of the sum of e to the terms (..., K), (...): -inf, without a gradient, where there is nothing."""
-    empty = terms.isneginf().all(-1)
-    # Filled before the sum and emptied after it: the gradient of a logsumexp of nothing is nan.
-    return terms.masked_fill(empty.unsqueeze(-1), 0.0).logsumexp(-1).masked_fill(empty, -torch.inf)
+def log_mass(terms: Tensor, beside: Tensor | None = None) -> Tensor:
+    r"""$\log \sum_j e^{x_j - t}$ (...) of terms (..., K) beside t (...): -inf, without a gradient, of nothing.
+
+    The largest term stands apart until t is taken off it, so that an offset of both costs no digit.
+    """
+    if terms.shape[-1] == 0:
+        return terms.sum(-1) - (torch.inf if beside is None else torch.inf + beside)
+    bounds = torch.finfo(terms.dtype)
+    largest = terms.detach().amax(-1).clamp(bounds.min, bounds.max)
+    mass = (terms - largest.unsqueeze(-1)).exp().sum(-1)
+    nothing = mass == 0
+    log = mass.masked_fill(nothing, 1.0).log().masked_fill(nothing, -torch.inf)
+    return log + (largest if beside is None else largest - beside)
 
 
 def effective_sample_size(

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from vastmax.functional.candidates import log_mass
 from vastmax.functional.contrastive_negatives import (
     LeftOut,
     beside_one_positive,
@@ -62,28 +63,28 @@ def one_direction(
     key_logit = (rows * key).sum(-1)
     if plain and in_batch:
         among_keys = linear_cross_entropy(rows, key, place, ignore_index=None, reduction="none")
-        loss = torch.logaddexp(among_keys, (own - key_logit.unsqueeze(-1)).logsumexp(-1))
+        loss = torch.logaddexp(among_keys, log_mass(own, key_logit))
     elif in_batch or (len(shared) > 0 and (masked or hardness > 0.0)):
         views = [key, query][: 1 + both_views] if in_batch else []
         loss = log_denominator(
             rows,
             torch.cat([*views, shared]),
             torch.cat([*[group] * len(views), group.new_full((len(shared),), -1)]),
+            torch.stack([place, place + len(query)], -1),
             group,
-            len(query) + place if both_views else torch.full_like(place, -1),
             key_logit,
             own,
             left_out,
             views=len(views),
             hardness=hardness,
             decoupled=decoupled,
-            one_positive=labels is None,
+            several=labels is not None,
         )
     else:
         if len(shared) > 0:
             mass = log_mass_beside(rows, shared, key_logit)
         else:
-            mass = weighted_log_mass(own - key_logit.unsqueeze(-1), hardness)
+            mass = weighted_log_mass(own, key_logit, hardness)
         loss = mass if decoupled else beside_one_positive(mass)
     without = loss.isneginf()  # decoupled from its positives, and no negative
     loss = loss if to_mean is None else loss + to_mean

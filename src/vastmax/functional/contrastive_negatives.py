@@ -52,8 +52,8 @@ def log_denominator(
     query: Tensor,
     classes: Tensor,
     groups: Tensor,
+    place: Tensor,
     group: Tensor,
-    itself: Tensor,
     key_logit: Tensor,
     own: Tensor,
     left_out: LeftOut,
@@ -61,7 +61,7 @@ def log_denominator(
     views: int,
     hardness: float,
     decoupled: bool,
-    one_positive: bool,
+    several: bool,
 ) -> Tensor:
     r"""The log of the denominator (N,) less the own key's logit, the classes scored a few rows at a time.
 
@@ -71,44 +71,45 @@ def log_denominator(
         query: (N, d) the rows.
         classes: (C, d) keys of the batch, once or of both views, then the shared negatives.
         groups: (C,) the group of each; what is of a row's group is a positive, and all else a negative.
+        place: (N, 2) where among the classes a row's own key is, and the row itself if there are both views.
         group: (N,) the group of each row.
-        itself: (N,) the row's own place among the classes, which is left out; -1 for none.
         key_logit: (N,) t.
         own: (N, K) logits of the row's own negatives.
         left_out: what is no negative.
         views: how often the keys of the batch are among the classes.
         hardness: beta.
         decoupled: whether the positives are left out of the sum.
-        one_positive: whether each row has but its own key.
+        several: whether a row may have other positives than its own key.
     """
 
     def of_block(
         logits: Tensor,
         key_logit: Tensor,
+        place: Tensor,
         group: Tensor,
-        itself: Tensor,
         own: Tensor,
         pairs: Tensor,
         negatives: Tensor,
         groups: Tensor,
     ) -> Tensor:
-        logits = logits - key_logit.unsqueeze(-1)
-        no_negative = positive = group.unsqueeze(-1) == groups
+        # A row's own key and the row itself: all that is no negative where there are no labels and no mask.
+        of_row = place[:, :views]
+        compared, positive = logits.scatter(-1, of_row, -torch.inf), None
+        if several:
+            positive = (group.unsqueeze(-1) == groups).scatter_(-1, of_row[:, 1:], False)
+            compared = compared.masked_fill_(positive, -torch.inf)
         masked = torch.cat([*[pairs] * views, negatives], -1)
-        if masked.shape[1] > 0:
-            no_negative = positive | functional.pad(masked, (0, len(groups) - masked.shape[1]))
-        compared = logits.masked_fill(no_negative, -torch.inf)
+        compared[:, : masked.shape[1]].masked_fill_(masked, -torch.inf)
         if own.shape[1] > 0:
-            compared = torch.cat([compared, own - key_logit.unsqueeze(-1)], -1)
-        mass = weighted_log_mass(compared, hardness)
+            compared = torch.cat([compared, own], -1)
+        mass = weighted_log_mass(compared, key_logit, hardness)
         if decoupled:
             return mass
-        if one_positive:
+        if positive is None:
             return beside_one_positive(mass)
-        positive = positive & (torch.arange(len(groups), device=groups.device) != itself.unsqueeze(-1))
-        return torch.logaddexp(logits.masked_fill(~positive, -torch.inf).logsumexp(-1), mass)
+        return torch.logaddexp(log_mass(logits.masked_fill(~positive, -torch.inf), key_logit), mass)
 
-    rows = (key_logit, group, itself, own, *left_out)
+    rows = (key_logit, place, group, own, *left_out)
     return linear_loss(of_block, query, classes, rows=rows, shared=(groups,))
 
 
@@ -117,15 +118,15 @@ def beside_one_positive(mass: Tensor) -> Tensor:
     return -functional.logsigmoid(-mass)
 
 
-def weighted_log_mass(logits: Tensor, hardness: float) -> Tensor:
-    r"""$\log \big( m \sum_j e^{(1 + \beta) s_j} / \sum_j e^{\beta s_j} \big)$ of the m logits that are not -inf."""
+def weighted_log_mass(logits: Tensor, beside: Tensor, hardness: float) -> Tensor:
+    r"""$\log \big( m \sum_j e^{(1 + \beta) s_j} / \sum_j e^{\beta s_j} \big) - t$ of m logits, those not -inf."""
     if hardness == 0.0:
-        return log_mass(logits)
+        return log_mass(logits, beside)
     negative = ~logits.isneginf()
     none = ~negative.any(-1)
     # A row without negatives has the mass 0; any other logits than -inf keep its gradient from nan.
-    logits = logits.masked_fill(none.unsqueeze(-1), 0.0)
-    tilt = ((1 + hardness) * logits).logsumexp(-1) - (hardness * logits).logsumexp(-1)
+    logits = (logits - beside.unsqueeze(-1)).masked_fill(none.unsqueeze(-1), 0.0)
+    tilt = log_mass((1 + hardness) * logits) - log_mass(hardness * logits)
     return (negative.sum(-1).to(tilt.dtype).log() + tilt).masked_fill(none, -torch.inf)
 
 
