@@ -3,13 +3,14 @@
 import copy
 import io
 import pickle
+import re
 
 import pytest
 import torch
 from conformance import CASES, D, V, batch, call, class_weight, counts, gradients
 from torch import nn
 
-from vastmax import samplers
+from vastmax import heads, samplers
 
 
 @pytest.fixture(params=CASES.values(), ids=CASES)
@@ -187,13 +188,12 @@ def test_integers_that_are_no_ids(case, what):
 
 
 def test_where_an_id_is_repeated_is_said_by_the_leading_axes(case):
-    head = case.make()
-    for rows, where in (((2, 3), r" in row \(0, 2\)$"), ((), "twice$")):
-        hidden, _, _ = batch(rows)
-        target = torch.tensor([2, 4, 5]).repeat(*rows, 1)
-        target.view(-1, 3)[-4 if rows else 0, 2] = 4
-        with pytest.raises(ValueError, match=f"got 4 twice{where}" if rows else "got 4 twice$"):
-            head(hidden, target if rows else target[0])
+    head, target = case.make(), torch.tensor([2, 4, 5]).repeat(2, 3, 1)
+    target[0, 2, 2] = 4
+    with pytest.raises(ValueError, match=r"got 4 twice in row \(0, 2\)$"):
+        head(batch((2, 3))[0], target)
+    with pytest.raises(ValueError, match=r"got 4 twice$"):
+        head(batch(())[0], target[0, 2])
 
 
 @pytest.mark.parametrize("num_classes", [1, 2, 3])
@@ -225,6 +225,40 @@ def test_padding_may_be_repeated_and_a_class_with_shares_too(case):
     twice, share = torch.tensor([[5, 2, 5]]).expand(6, -1), torch.full((6, 3), 1 / 3, dtype=torch.float64)
     summed = 2 / 3 * head.nll(hidden, twice[:, 0]) + 1 / 3 * head.nll(hidden, twice[:, 1])
     torch.testing.assert_close(head.nll(hidden, twice, target_weight=share), summed)
+
+
+def tables(head):
+    """The parameters whose shapes are the head's, by name, with the module that holds each."""
+    for name, module in head.named_modules():
+        if isinstance(head, heads.NCE) and name.startswith("normaliser"):
+            continue  # which may be any module, and is asked for a shape when it is called
+        for own, parameter in module.named_parameters(recurse=False):
+            if parameter.ndim > 0:
+                yield f"{name}.{own}".lstrip("."), module, own, parameter
+
+
+@pytest.mark.parametrize("axis", [0, -1])
+@pytest.mark.parametrize("change", [-1, 1])
+def test_a_table_of_another_size_is_refused_when_it_is_used(case, change, axis):
+    """As a tied one is that was made for another vocabulary."""
+    hidden, target, _ = batch()
+    names = [name for name, *_ in tables(case.make())]
+    assert names
+    for place, name in enumerate(names):
+        head = case.make()
+        _, module, own, parameter = list(tables(head))[place]
+        shape = list(parameter.shape)
+        shape[axis] += change
+        setattr(module, own, nn.Parameter(torch.zeros(shape, dtype=torch.float64)))
+        seen, expected = (re.escape(str(tuple(each))) for each in (shape, parameter.shape))
+        message = rf"^{re.escape(name)}: expected shape {expected}, .*, got {seen}"
+        asked = [head.log_prob, head.log_partition, lambda h, head=head: head.topk(h, 2)]
+        for use in (head, head.nll):
+            with pytest.raises(ValueError, match=message):
+                use(hidden, target)
+        for use in asked:
+            with pytest.raises(ValueError, match=message):
+                use(hidden)
 
 
 BAD_SIZES = [

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from vastmax.heads.base import Head
+from vastmax.heads.base import Head, Table
 from vastmax.heads.cutoffs import adaptive_cutoffs, check_cutoffs, tail_width
 from vastmax.heads.running_topk import RunningTopK, topk_in_blocks
 from vastmax.heads.softmax_part import SoftmaxPart
@@ -146,6 +146,16 @@ class AdaptiveSoftmax(Head):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 module.reset_parameters()
+
+    def _tables(self) -> Iterator[Table]:
+        rows = self.shortlist + len(self.cutoffs)
+        yield "head.weight", self.head.weight, rows, self.in_features
+        yield "head.bias", self.head.bias, rows
+        for i, (start, stop) in enumerate(self._tails()):
+            width = tail_width(self.in_features, self.div_value, i)
+            project, classes = (cast(nn.Linear, part) for part in cast(nn.Sequential, self.tail[i]))
+            yield f"tail.{i}.0.weight", project.weight, width, self.in_features
+            yield f"tail.{i}.1.weight", classes.weight, stop - start, width
 
     def _tails(self) -> Iterator[tuple[int, int]]:
         """The first class of each tail and the one after its last."""

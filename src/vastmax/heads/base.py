@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import torch
@@ -23,6 +23,9 @@ from vastmax.validation import (
     check_positive_int,
     check_target,
 )
+
+Table = tuple[str, Tensor | None, *tuple[int, ...]]
+"""A parameter's name, the parameter, and its shape."""
 
 
 class Head(nn.Module, ABC):
@@ -191,6 +194,12 @@ class Head(nn.Module, ABC):
         target_weight: Tensor | None = None,
     ) -> None:
         """Raise TypeError or ValueError, naming the argument, unless the arguments fit this head."""
+        for name, table, *sizes in self._tables():
+            if table is not None and table.shape != tuple(sizes):
+                raise ValueError(
+                    f"{name}: expected shape {tuple(sizes)}, in a head of {self.num_classes} classes and "
+                    f"in_features={self.in_features}, got {tuple(table.shape)}: a tied one has to be of that size"
+                )
         check_hidden("hidden", hidden, self.in_features)
         rows, counted = hidden.shape[:-1], None
         if target is not None:
@@ -209,6 +218,10 @@ class Head(nn.Module, ABC):
         if sample_weight is not None:
             check_sample_weight(sample_weight, rows)
         check_finite("hidden", hidden, counted)
+
+    def _tables(self) -> Iterator[Table]:
+        """The parameters that a tied one may stand in for, each with its name and the shape that it has to have."""
+        yield from ()
 
     def _check_probabilities(self, target: Tensor, rows: torch.Size) -> None:
         if not self.takes_probabilities:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from vastmax.functional import nce_loss, sampled_softmax_loss
-from vastmax.heads.base import Head
+from vastmax.heads.base import Head, Table
 from vastmax.heads.clusters import Clusters
 from vastmax.heads.grouped_cross_entropy import grouped_cross_entropy
 from vastmax.heads.running_topk import RunningTopK, topk_in_blocks
@@ -119,6 +120,12 @@ class ClassFactoredSoftmax(Head):
         self.register_parameter("group_bias", nn.Parameter(empty(self.num_groups)) if bias else None)
         self.clusters = tables if self.weight.is_meta else tables.to(self.weight.device)
         self.reset_parameters()
+
+    def _tables(self) -> Iterator[Table]:
+        yield "weight", self.weight, self.num_classes, self.in_features
+        yield "bias", self.bias, self.num_classes
+        yield "group_weight", self.group_weight, self.num_groups, self.in_features
+        yield "group_bias", self.group_bias, self.num_groups
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vastmax.heads.base import Head
+from vastmax.heads.base import Head, Table
 from vastmax.heads.resizing import check_optimizer, give_rows, resize_state
 from vastmax.heads.targets import unmasked
 from vastmax.scoring import linear_cross_entropy, linear_log_partition, linear_logits, linear_topk
@@ -115,6 +116,10 @@ class FlatHead(Head):
             nn.init.uniform_(self.bias, -bound, bound)
         if self.log_temperature is not None:
             nn.init.zeros_(self.log_temperature)
+
+    def _tables(self) -> Iterator[Table]:
+        yield "weight", self.weight, self.num_classes, self.in_features
+        yield "bias", self.bias, self.num_classes
 
     @property
     def temperature(self) -> float | Tensor:

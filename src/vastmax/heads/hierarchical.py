@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vastmax.heads.base import Head
+from vastmax.heads.base import Head, Table
 from vastmax.heads.running_topk import with_the_impossible
 from vastmax.scoring import chosen_logits, linear_logits
 from vastmax.scoring.chosen_losses import logistic_rows
@@ -100,6 +101,11 @@ class HierarchicalSoftmax(Head):
         else:
             self.register_parameter("bias", None)
         self.reset_parameters()
+
+    def _tables(self) -> Iterator[Table]:
+        num_rows = max(self.tree.num_nodes, 1)
+        yield "weight", self.weight, num_rows, self.in_features
+        yield "bias", self.bias, num_rows
 
     def reset_parameters(self) -> None:
         """Draw the weight twice as wide as `nn.Linear` does, and set the bias to 0.

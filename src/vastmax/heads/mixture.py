@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from vastmax.heads.base import Head
+from vastmax.heads.base import Head, Table
 from vastmax.heads.running_topk import topk_in_blocks
 from vastmax.heads.targets import unmasked
 from vastmax.scoring import linear_cross_entropy, linear_logits
@@ -110,6 +111,12 @@ class MixtureOfSoftmaxes(Head):
         self.register_parameter("gate", parameter(num_mixtures, in_features) if mixed else None)
         self.register_parameter("projection", parameter(num_mixtures * width, in_features) if mixed else None)
         self.reset_parameters()
+
+    def _tables(self) -> Iterator[Table]:
+        yield "weight", self.weight, self.num_classes, self.class_features
+        yield "bias", self.bias, self.num_classes
+        yield "gate", self.gate, self.num_mixtures, self.in_features
+        yield "projection", self.projection, self.num_mixtures * self.class_features, self.in_features
 
     def reset_parameters(self) -> None:
         """Draw the parameters as `nn.Linear` does."""
