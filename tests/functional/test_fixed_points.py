@@ -54,13 +54,16 @@ def minimise(expected_loss):
     return logits.detach()
 
 
-def expectation(loss, ids, probability, padding=None, *, target_count, sampled_count, hits="kept"):
-    """The expected loss as a function of the logits, over targets from P and the enumerated sets."""
+def expectation(
+    loss, ids, probability, padding=None, *, target_count, sampled_count, hits="kept", p=P, excluded=()
+):
+    """The expected loss as a function of the logits, over targets from p and the enumerated sets."""
 
     def expected(logits):
         total = torch.zeros((), dtype=torch.float64)
         for y in range(V):
             mask = torch.zeros(ids.shape, dtype=torch.bool) if padding is None else padding.clone()
+            mask |= torch.isin(ids, torch.tensor(excluded, dtype=torch.int64)) & (ids != y)
             if hits == "removed":
                 mask |= ids == y
             rows = len(ids)
@@ -72,7 +75,7 @@ def expectation(loss, ids, probability, padding=None, *, target_count, sampled_c
                 mask=mask,
                 reduction="none",
             )
-            total = total + P[y] * (probability * per_set).sum()
+            total = total + p[y] * (probability * per_set).sum()
         return total
 
     return expected
@@ -233,3 +236,59 @@ def test_a_mixture_is_corrected_by_its_own_q(share):
     part = (k * Q).log()
     wrong = minimise(expectation(F.sampled_softmax_loss, ids, probability, target_count=part, sampled_count=part))
     assert divergence(wrong) > 1e-3
+
+
+# Classes that are known to be no negatives of a row are none of its candidates: the others' part of p is learned.
+
+EXCLUDED = [1, 4]
+REST = torch.tensor([0, 2, 3])
+P_OF_REST = torch.zeros(V, dtype=torch.float64).index_copy(0, REST, P[REST] / P[REST].sum())
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize("distinct", [False, True])
+def test_sampled_softmax_without_excluded_classes_is_the_softmax_over_the_others(distinct, k):
+    """The counts need no change: fewer draws from q of the others are draws from q of the others."""
+    inclusion = -torch.expm1(-k * Q) if distinct else k * Q
+    ids, padding, probability = distinct_sets(inclusion) if distinct else (multisets(k)[0], None, multisets(k)[1])
+    counts = {"target_count": inclusion.log(), "sampled_count": inclusion.log()}
+    counts |= {"hits": "removed" if distinct else "kept", "p": P_OF_REST}
+    without = minimise(expectation(F.sampled_softmax_loss, ids, probability, padding, excluded=EXCLUDED, **counts))
+    torch.testing.assert_close(F.softmax(without[REST]), P_OF_REST[REST], atol=1e-6, rtol=0)
+    assert torch.equal(without[EXCLUDED], torch.zeros(2, dtype=torch.float64))  # where they began
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize("distinct", [False, True])
+def test_binary_losses_without_excluded_classes_are_those_of_the_others(distinct, k):
+    inclusion = -torch.expm1(-k * Q) if distinct else k * Q
+    ids, padding, probability = distinct_sets(inclusion) if distinct else (multisets(k)[0], None, multisets(k)[1])
+    options = {"excluded": EXCLUDED, "p": P_OF_REST}
+    counts = {"target_count": inclusion.log(), "sampled_count": inclusion.log(), **options}
+
+    def negative_sampling(target_logit, sampled_logit, _target_count, _sampled_count, **options):
+        return F.negative_sampling_loss(target_logit, sampled_logit, **options)
+
+    nce = minimise(expectation(F.nce_loss, ids, probability, padding, **counts))
+    torch.testing.assert_close(nce[REST], P_OF_REST[REST].log(), atol=1e-6, rtol=0)
+    sgns = minimise(expectation(negative_sampling, ids, probability, padding, **counts))
+    torch.testing.assert_close(sgns[REST], (P_OF_REST / inclusion)[REST].log(), atol=1e-6, rtol=0)
+    for optimum in (nce, sgns):
+        assert torch.equal(optimum[EXCLUDED], torch.zeros(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_one_vs_each_and_importance_sampling_without_excluded_classes(k):
+    """One-vs-each has its optimum at the others' distribution; the estimate of their Z has no bias."""
+    ids, probability = multisets(k)
+    log_count, excluded = (k * Q).log(), torch.tensor(EXCLUDED)
+
+    def loss(target_logit, sampled_logit, _target_count, sampled_count, **options):
+        return F.one_vs_each_loss(target_logit, sampled_logit, sampled_log_count=sampled_count, **options)
+
+    options = {"target_count": NONE, "sampled_count": log_count, "hits": "removed"}
+    optimum = minimise(expectation(loss, ids, probability, excluded=EXCLUDED, p=P_OF_REST, **options))
+    torch.testing.assert_close(F.softmax(optimum[REST]), P_OF_REST[REST], atol=1e-6, rtol=0)
+    s = torch.linspace(-1, 1, V, dtype=torch.float64)
+    estimate = F.log_partition_estimate(s[ids], log_count[ids], mask=torch.isin(ids, excluded)).exp()
+    torch.testing.assert_close((probability * estimate).sum(), s[REST].exp().sum())

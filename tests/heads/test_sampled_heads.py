@@ -383,3 +383,137 @@ def test_one_pass_is_the_loss_of_the_scores(kind, options, shared, unique, bias,
     with kernels.use("torch"):
         for mine, other in zip(one_pass, result(), strict=True):
             torch.testing.assert_close(mine, other)
+
+
+# exclude: classes that are known to be no negatives of a row.
+
+KINDS = [
+    (heads.SampledSoftmax, softmax_row),
+    (heads.NCE, nce_row),
+    (heads.NegativeSampling, negative_row),
+    (heads.ImportanceSampledSoftmax, importance_row),
+    (heads.OneVsEach, one_vs_each_row),
+]
+
+
+def excluded_ids(target, num_ids=3, seed=4):
+    """Ids of each row's known positives: its target too in some rows, places left over in others."""
+    exclude = torch.randint(V, (*target.shape, num_ids), generator=torch.Generator().manual_seed(seed))
+    exclude[::2, 0] = target[::2]
+    exclude[1::3, 1:] = -100
+    return exclude
+
+
+@pytest.mark.parametrize("unique", [False, True])
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("temperature", [1.0, "learned"])  # by a kernel, or by way of the scores
+@pytest.mark.parametrize(("kind", "row"), KINDS)
+def test_excluded_classes_are_no_candidates(kind, row, temperature, shared, unique):
+    """The formula without them, row by row; the target stays, and so do its accidental hits."""
+    k, counts, num_rows = 12, [9, 1, 1, 3, 2, 2, 1, 4, 6], 12
+    noise = samplers.Unigram(counts, power=1.0, unique=unique)
+    k = 6 if unique else k
+    q = [count / sum(counts) for count in counts]
+    m = [1 - math.exp(-k * p) if unique else k * p for p in q]
+    torch.manual_seed(3)
+    options = {"temperature": temperature, "reduction": "none", "dtype": torch.float64}
+    head = kind(D, V, sampler=noise, num_samples=k, shared=shared, **options)
+    hidden, target, _ = batch(num_rows)
+    exclude = excluded_ids(target)
+    logits = torch.nn.functional.linear(hidden, head.weight, head.bias).tolist()
+    left = 0
+    for seed in range(5):
+        draws = noise.sample(k if shared else [num_rows, k], generator=torch.Generator().manual_seed(seed))
+        expected = []
+        for r, y in enumerate(target.tolist()):
+            ids = draws.ids if shared else draws.ids[r][~draws.padding[r]]
+            kept = torch.tensor(
+                [j for j in ids.tolist() if j == y or j not in exclude[r].tolist()], dtype=torch.int64
+            )
+            left += len(ids) - len(kept)
+            nothing = kind is heads.ImportanceSampledSoftmax and len(kept) == 0
+            expected.append(0.0 if nothing else row(logits[r], y, samplers.Candidates(kept, kept, unique), m))
+        ours = head(hidden, target, exclude=exclude, generator=torch.Generator().manual_seed(seed))
+        torch.testing.assert_close(ours, torch.tensor(expected, dtype=torch.float64))
+    assert left > 20
+    nobody = torch.full((num_rows, 2), -100)
+    for none in (nobody, nobody[:, :0]):
+        with_none = head(hidden, target, exclude=none, generator=torch.Generator().manual_seed(1))
+        assert torch.equal(with_none, head(hidden, target, generator=torch.Generator().manual_seed(1)))
+
+
+@pytest.mark.parametrize("noise", ["in batch", "tree-guided", "top and tail", "proposal"])
+@pytest.mark.parametrize("shared", [True, False])
+def test_excluded_classes_beside_any_sampler(noise, shared):
+    """An excluded class gets no gradient from a row of which it is not the target."""
+    options = {"num_samples": 6, "shared": shared, "reduction": "none", "dtype": torch.float64}
+    build = heads.NCE if noise == "proposal" else heads.SampledSoftmax
+    options |= {
+        "in batch": {"sampler": samplers.InBatch(V, counts=range(1, V + 1))},
+        "tree-guided": {"sampler": samplers.TreeGuided(V)},
+        "top and tail": {"sampler": samplers.TopAndTail(samplers.Uniform(V, unique=True), top=5)},
+        "proposal": {"proposal": samplers.Uniform(V)},
+    }[noise]
+    head = build(D, V, **options)
+    hidden, target, _ = batch(12)
+    exclude = excluded_ids(target)
+    for r, y in enumerate(target.tolist()):
+        loss = head(hidden, target, exclude=exclude, generator=torch.Generator().manual_seed(r))
+        (gradient,) = torch.autograd.grad(loss[r], head.bias)
+        others = [c for c in exclude[r].tolist() if c not in (y, -100)]
+        assert (gradient[others] == 0).all()
+        assert gradient[y] <= 0
+
+
+def test_items_of_the_same_user_are_no_negatives_in_the_batch():
+    """Candidates from the batch: each row's softmax is over its target and what its user is not known to like."""
+    counts, hidden = [9, 1, 1, 3, 2, 2, 1, 4, 6], torch.randn(4, D, dtype=torch.float64)
+    noise = samplers.InBatch(V, counts=counts)
+    head = heads.SampledSoftmax(D, V, sampler=noise, reduction="none", dtype=torch.float64)
+    target = torch.tensor([0, 1, 2, 0])
+    liked = torch.tensor([[0, 1], [0, 1], [2, 5], [0, -100]])
+    s = torch.nn.functional.linear(hidden, head.weight, head.bias) - (3 * torch.tensor(counts) / 29).log()
+    compared = [[0, 2, 0], [1, 2], [2, 0, 1, 0], [0, 0, 1, 2]]  # the target first
+    expected = torch.stack([-s[r, ids].log_softmax(-1)[0] for r, ids in enumerate(compared)])
+    torch.testing.assert_close(head(hidden, target, exclude=liked), expected)
+
+
+def test_excluded_classes_go_with_their_rows():
+    """Leading axes, ignored rows, and several true classes a row."""
+    head = heads.SampledSoftmax(D, V, num_samples=8, reduction="none", dtype=torch.float64)
+    hidden, target, _ = batch(12)
+    exclude = excluded_ids(target)
+    seeded = {"generator": torch.Generator().manual_seed(1)}
+    flat = head(hidden, target, exclude=exclude, **seeded)
+
+    def again(*arguments, **options):
+        return head(*arguments, generator=torch.Generator().manual_seed(1), **options)
+
+    folded = again(hidden.view(3, 4, D), target.view(3, 4), exclude=exclude.view(3, 4, 3))
+    torch.testing.assert_close(folded, flat.view(3, 4))
+    some = target.clone()
+    some[[0, 5]] = -100
+    torch.testing.assert_close(
+        again(hidden, some, exclude=exclude),
+        flat.masked_fill(torch.isin(torch.arange(12), torch.tensor([0, 5])), 0.0),
+    )
+    other = (target + 1) % V
+    both = again(hidden, torch.stack([target, other], -1), exclude=exclude)
+    torch.testing.assert_close(both, (flat + again(hidden, other, exclude=exclude)) / 2)
+
+
+@pytest.mark.parametrize(
+    ("exclude", "error", "message"),
+    [
+        ([[1]], TypeError, "exclude: expected an int64 tensor of class ids, got list"),
+        (torch.zeros(5, 2), TypeError, "exclude: expected int64 class ids, got dtype torch.float32"),
+        (torch.zeros(4, 2).long(), ValueError, r"exclude: expected shape \(5, 'E'\), .*, got \(4, 2\)"),
+        (torch.zeros(5).long(), ValueError, r"exclude: expected shape \(5, 'E'\), .*, got \(5,\)"),
+        (torch.full((5, 2), V), ValueError, r"exclude: expected class ids in \[0, 9\).*, got 9 at \(0, 0\)"),
+        (torch.full((5, 2), -1), ValueError, r"exclude: expected class ids in \[0, 9\).*, got -1 at \(0, 0\)"),
+    ],
+)
+def test_what_can_not_be_excluded(exclude, error, message):
+    hidden, target, _ = batch()
+    with pytest.raises(error, match=message):
+        heads.SampledSoftmax(D, V, dtype=torch.float64)(hidden, target, exclude=exclude)

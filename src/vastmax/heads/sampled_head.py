@@ -13,8 +13,9 @@ from torch import Tensor
 from vastmax.heads.flat import FlatHead
 from vastmax.recomputation import remembered
 from vastmax.samplers import Batch, Candidates, Sampler, Uniform
+from vastmax.samplers.exclusion import without
 from vastmax.scoring import chosen_logits
-from vastmax.validation import check_positive_int
+from vastmax.validation import check_ids, check_positive_int
 
 
 class Scores(NamedTuple):
@@ -129,6 +130,7 @@ class SampledHead(FlatHead):
         *,
         sample_weight: Tensor | None = None,
         target_weight: Tensor | None = None,
+        exclude: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Draw candidates and return the training loss, a scalar or (...), in nats.
@@ -138,6 +140,10 @@ class SampledHead(FlatHead):
             target: (...) or (..., T) int64 class ids, or `ignore_index`.
             sample_weight: (...) weight per row; the mean divides by their sum.
             target_weight: (..., T) share of the row of each of several true classes; equal ones if omitted.
+            exclude: (..., E) int64 class ids that are known to be no negatives of a row, such as the items that a
+                user liked beside the target; `ignore_index` fills places left over. Candidates of these classes are
+                left out of the row's loss, which is then that among the other classes. The target may be named and
+                stays.
             generator: source of the draws, on the head's device; torch's global one if omitted. Under
                 `torch.utils.checkpoint` the recomputation draws as the forward did, see `recomputation`.
 
@@ -150,11 +156,19 @@ class SampledHead(FlatHead):
         self.check(hidden, target, sample_weight, target_weight)
         if target.ndim == hidden.ndim:
             self._check_several(self.sampler, target)
-        row_loss = functools.partial(self._row_loss, generator=generator)
+        if exclude is not None:
+            exclude = self._excluded_by_row(hidden, target, exclude)
+        row_loss = functools.partial(self._row_loss, exclude=exclude, generator=generator)
         return self._train(row_loss, hidden, target, sample_weight, target_weight)
 
     @remembered
-    def _row_loss(self, hidden: Tensor, target: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def _row_loss(
+        self,
+        hidden: Tensor,
+        target: Tensor,
+        exclude: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         size = [self.num_samples] if self.shared else [len(target), self.num_samples]
         bias = None if self.bias is None else self.divide(self.bias.detach())
         batch = Batch(self.divide(hidden.detach()), target, self.weight.detach(), bias)
@@ -162,6 +176,8 @@ class SampledHead(FlatHead):
         target_log_count = noise.log_expected_count(target, size)
         self._check_drawable(target, target_log_count)
         candidates = self._drawn_from(noise, batch).sample(size, generator=generator)
+        if exclude is not None:
+            candidates = without(candidates, exclude, target)
         if self.log_temperature is None and self.link is None:
             loss = self.loss_in_one_pass(hidden, target, target_log_count, candidates)
             if loss is not None:
@@ -178,6 +194,22 @@ class SampledHead(FlatHead):
         target_logit, sampled_logit = (self.bend(self.divide(scores)) for scores in (target_logit, sampled_logit))
         target_logit = target_logit.squeeze(-1)
         return self.loss(Scores(hidden, target, target_logit, sampled_logit, target_log_count, candidates))
+
+    def _excluded_by_row(self, hidden: Tensor, target: Tensor, exclude: Tensor) -> Tensor:
+        """Return the excluded ids of each true class that counts, (M, E), in the order of their losses."""
+        rows = hidden.shape[:-1]
+        if isinstance(exclude, Tensor) and (exclude.ndim != len(rows) + 1 or exclude.shape[:-1] != rows):
+            raise ValueError(
+                f"exclude: expected shape {(*rows, 'E')}, class ids for each row, got {tuple(exclude.shape)}"
+            )
+        ids = isinstance(exclude, Tensor) and exclude.dtype == torch.int64
+        check_ids(
+            "exclude", exclude.masked_fill(exclude == self.ignore_index, 0) if ids else exclude, self.num_classes
+        )
+        counted = target != self.ignore_index
+        if target.ndim == hidden.ndim:
+            exclude = exclude.unsqueeze(-2).expand(*target.shape, -1)
+        return exclude[counted]
 
     def _drawn_from(self, noise: Sampler, batch: Batch) -> Sampler:
         """Return what draws the candidates of a batch whose noise distribution is `noise`."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from vastmax.differentiation import graph_of_its_own
 from vastmax.samplers.base import Batch, Candidates, Sampler
 from vastmax.samplers.conditional import BatchCandidates, ConditionalSampler, unrecorded
+from vastmax.samplers.exclusion import is_among
 from vastmax.scoring import linear_log_partition, linear_topk
 from vastmax.validation import check_positive_int
 
@@ -96,7 +97,7 @@ class _TopAndTailOfBatch(BatchCandidates):
     def _sample(self, size: list[int], generator: torch.Generator | None) -> Candidates:
         tail = self.tail.sample(size, generator=generator)
         top_log_count = torch.zeros(self.top.shape, dtype=torch.float64, device=self.top.device)
-        twice = self._in_top(tail.ids)
+        twice = is_among(tail.ids, self.top)
         if self.top.ndim == 1:
             ids, log_count = tail.ids[~twice], tail.log_expected_count[~twice]
         else:
@@ -104,16 +105,7 @@ class _TopAndTailOfBatch(BatchCandidates):
         return Candidates(torch.cat([self.top, ids], -1), torch.cat([top_log_count, log_count], -1), unique=True)
 
     def _log_expected_count(self, ids: Tensor, k: int) -> Tensor:
-        return self.tail._log_expected_count(ids, k).masked_fill(self._in_top(ids), 0.0)
-
-    def _in_top(self, ids: Tensor) -> Tensor:
-        """Whether ids, whose first axis is the rows' if each has its own top, are in the top."""
-        if self.top.ndim == 1:
-            place = torch.searchsorted(self.top, ids).clamp(max=len(self.top) - 1)
-            return self.top[place] == ids
-        flat = ids.reshape(len(self.top), math.prod(ids.shape[1:])).contiguous()
-        place = torch.searchsorted(self.top, flat).clamp(max=self.top.shape[1] - 1)
-        return (self.top.gather(1, place) == flat).view(ids.shape)
+        return self.tail._log_expected_count(ids, k).masked_fill(is_among(ids, self.top), 0.0)
 
 
 def total_probability(hidden: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> Tensor:
