@@ -22,6 +22,7 @@ SAMPLERS: dict[str, Callable[[], Sampler]] = {
     "unigram": lambda: Unigram(COUNTS),
     "unigram, power 0": lambda: Unigram(COUNTS, power=0),
     "unigram, power 2": lambda: Unigram(COUNTS, power=2.0),
+    "unigram, negative power": lambda: Unigram(COUNTS, power=-0.5),
     "mixture": lambda: Mixture([Unigram(COUNTS), LogUniform(NUM_CLASSES), Uniform(NUM_CLASSES)], [3, 2, 1]),
     "mixture of a mixture": lambda: Mixture(
         [Mixture([Unigram(COUNTS), LogUniform(NUM_CLASSES)], [1, 1]), Unigram(COUNTS[::-1])], [0.7, 0.3]
@@ -91,7 +92,7 @@ def test_log_uniform_q() -> None:
     torch.testing.assert_close(probabilities(LogUniform(1000)), torch.from_numpy(expected), rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("power", [0, 0.5, 0.75, 1, 3.0])
+@pytest.mark.parametrize("power", [-2.0, -0.5, 0, 0.5, 0.75, 1, 3.0])
 def test_unigram_q(power: float) -> None:
     counts = torch.tensor(COUNTS, dtype=torch.float64)
     weight = torch.where(counts > 0, counts**power, 0.0)
@@ -182,7 +183,7 @@ def test_tiny_q_is_not_clipped() -> None:
 
 def test_classes_never_counted_are_minus_inf_and_never_drawn() -> None:
     """Where q is 0: no nan, and no draw, whether such classes come first, last or together."""
-    for power in (0.0, 0.75, 1.0):
+    for power in (-1.0, 0.0, 0.75, 1.0):
         sampler = Unigram([0, 0, 3, 0, 0, 1, 0], power)
         log_q = sampler.log_prob(torch.arange(7))
         assert (log_q == -math.inf).tolist() == [True, True, False, True, True, False, True]

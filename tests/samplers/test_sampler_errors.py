@@ -63,9 +63,9 @@ def test_counts(counts: object, error: type, message: str) -> None:
 @pytest.mark.parametrize(
     ("power", "error", "message"),
     [
-        (-0.5, ValueError, "power: .* at least 0, got -0.5"),
         (math.nan, ValueError, "power: .* finite number.*, got nan"),
         (math.inf, ValueError, "power: .* finite number.*, got inf"),
+        (-math.inf, ValueError, "power: .* finite number.*, got -inf"),
         ("1", TypeError, "power: .* got '1' of type str"),
         (True, TypeError, "power: .* got True of type bool"),
     ],

@@ -4,10 +4,12 @@ import math
 
 import pytest
 import torch
+from batches import every_class, make_batch
 from sampler_laws import goodness_of_fit, probabilities, seeded
 from scipy import stats
 
-from vastmax.samplers import LogUniform, Sampler, Uniform, Unigram
+from vastmax.heads import SampledSoftmax
+from vastmax.samplers import LogUniform, Mixture, Sampler, TreeGuided, Uniform, Unigram
 
 NUM_DRAWS = 1_000_000
 MANY = 2**24 + 2**16
@@ -53,11 +55,26 @@ def test_no_uniform_draws_a_class_of_no_q(counts: list[float], uniform: float) -
 
 def test_counts_as_large_and_small_as_floats_go() -> None:
     counts = [5e-324, 1.0, 1.7e308, 0]
-    for power in (0.0, 1.0, 1e3, 1e308):
+    for power in (-1e308, -1e3, -1.0, 0.0, 1.0, 1e3, 1e308):
         q = probabilities(Unigram(counts, power))
         assert math.isclose(q.sum(), 1.0)
         assert q[3] == 0
     assert Unigram(counts, power=1).log_prob(torch.tensor(0)) == pytest.approx(math.log(5e-324) - math.log(1.7e308))
+
+
+@pytest.mark.parametrize("weights", [[1e-200, 1e200], [1e200, 1e-200], [5e-324, 1.7e308]])
+def test_shares_of_a_mixture_as_far_apart_as_floats_go(weights: list[float]) -> None:
+    """A part whose share no float holds is drawn never, and adds nothing; what weighs is the other."""
+    batch = make_batch(5)
+    follower, fixed = TreeGuided(5), Unigram([4, 3, 2, 1, 1], power=1.0)
+    mixture = Mixture([follower, fixed], weights)
+    alone = [follower.given(batch, shared=True), fixed][weights[1] > 1]
+    for _ in range(2):  # of a batch, and again of the next
+        given = mixture.given(batch, shared=True)
+        torch.testing.assert_close(every_class(given, 3, shared=True), every_class(alone, 3, shared=True))
+        assert given.sample(100).ids.shape == (100,)
+    head = SampledSoftmax(4, 5, sampler=mixture, num_samples=3)
+    assert head(batch.hidden.float(), batch.target).isfinite()
 
 
 # Past 2^24 classes, where torch.multinomial refuses and float32 skips odd ids

@@ -89,7 +89,7 @@ BAD_OPTIONS = [
     ({"width": 0}, "width: expected an integer of at least 1, got 0"),
     ({"num_samples": 0}, "num_samples"),
     ({"dropout": 1.0}, "dropout"),
-    ({"power": -0.5}, "power: expected a finite number of at least 0"),
+    ({"power": 1e9}, r"power: expected a finite number greater than -1e\+08 and less than 1e\+08"),
     ({"body": "gru"}, "body: expected one of lstm, transformer, got 'gru'"),
     ({"tokens": "char"}, "tokens: expected one of word, bpe"),
     ({"epochs": 1.0, "budget": 5.0}, "either epochs or budget"),

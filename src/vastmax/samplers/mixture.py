@@ -38,6 +38,8 @@ class Mixture(Sampler):
         tensor([0.5000, 0.2500, 0.1250, 0.1250], dtype=torch.float64)
     """
 
+    _weight: Tensor
+
     def __init__(self, samplers: Sequence[Sampler], weights: Tensor | ArrayLike, *, unique: bool = False) -> None:
         parts = _check_parts(samplers)
         weight = check_counts("weights", weights)
@@ -51,6 +53,7 @@ class Mixture(Sampler):
         self.per_row = any(part.per_row for part in parts)
         if unique and (self.conditional or self.per_row):
             raise ValueError("unique: expected False in a mixture with a part that depends on the batch, got True")
+        self._register_table("_weight", weight.to(self.device))
         self.shares = Unigram(weight, power=1.0).to(self.device)
         self.samplers = nn.ModuleList(parts)
         self._support_size = self._count_support()
@@ -64,7 +67,8 @@ class Mixture(Sampler):
         """Return the mixture of the parts given the batch."""
         if not self.conditional:
             return self
-        return Mixture([part.given(batch, shared=shared) for part in self._parts()], self.shares._log_q.exp())
+        # By the weights as they were given: as shares of one, some may be too small for a float.
+        return Mixture([part.given(batch, shared=shared) for part in self._parts()], self._weight)
 
     def _count_support(self) -> int:
         if any(sampler.support_size == self.num_classes for sampler in self._parts()):

@@ -18,13 +18,14 @@ class Unigram(Sampler):
     $$q_c = \frac{n_c^{\alpha}}{\sum_j n_j^{\alpha}}.$$
 
     A class never counted is never drawn, whatever the power: $q_c = 0$ where $n_c = 0$, at $\alpha = 0$ too,
-    which is uniform over the classes counted. A draw is one access to an alias table (Walker, 1977), O(1), of which
-    one uniform number says the slot and the place in it. The tables are made in O(V) and hold 24 bytes a class.
+    which is uniform over the classes counted, and below, where the rarest is the likeliest. A draw is one access to
+    an alias table (Walker, 1977), O(1), of which one uniform number says the slot and the place in it. The tables
+    are made in O(V) and hold 24 bytes a class.
 
     Args:
         counts: (V,) counts, 0 or greater, integers or floats, not all 0: a tensor, whose device the tables are
             then on, or anything numpy makes an array of.
-        power: $\alpha$, 0 or greater.
+        power: $\alpha$, finite; negative powers are those of `ns_exponent` in gensim.
         unique: whether a set holds distinct classes (see `Sampler`).
 
     Raises:
@@ -41,7 +42,7 @@ class Unigram(Sampler):
     def __init__(self, counts: Tensor | ArrayLike, power: float = 0.75, *, unique: bool = False) -> None:
         count = check_counts("counts", counts)
         super().__init__(len(count), unique=unique, device=count.device)
-        self.power = check_finite_number("power", power, at_least=0.0)
+        self.power = check_finite_number("power", power)
 
         log_q = log_frequency(
             count.cpu(), self.power
@@ -77,7 +78,8 @@ def log_frequency(count: Tensor, power: float) -> Tensor:
     r"""Return $\log q_c = \alpha \log n_c - \log \sum_j n_j^\alpha$, (V,) float64, in the memory of the counts."""
     never = count == 0
     log_q = count.log_()
-    log_q -= log_q.max()
+    # So that the likeliest class has 0, whatever size the others grow to.
+    log_q -= log_q.max() if power >= 0 else log_q.masked_fill(never, math.inf).min()
     log_q *= power
     log_q.masked_fill_(never, -math.inf)
     log_q -= log_q.logsumexp(0)

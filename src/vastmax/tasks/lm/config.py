@@ -104,7 +104,8 @@ class LMConfig:
         for name in ("lr", "clip", "save_every", "epochs", "budget"):
             if getattr(self, name) is not None:
                 check_finite_number(name, getattr(self, name), above=0.0, below=LIMIT)
-        for name in ("power", "weight_decay", "eval_tokens", "patience"):
+        check_finite_number("power", self.power, above=-LIMIT, below=LIMIT)
+        for name in ("weight_decay", "eval_tokens", "patience"):
             check_finite_number(name, getattr(self, name), at_least=0.0, below=LIMIT)
         check_finite_number("dropout", self.dropout, at_least=0.0, below=1.0)
         if self.epochs is not None and self.budget is not None:
