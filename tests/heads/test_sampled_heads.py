@@ -502,6 +502,24 @@ def test_excluded_classes_go_with_their_rows():
     torch.testing.assert_close(both, (flat + again(hidden, other, exclude=exclude)) / 2)
 
 
+def test_excluded_classes_go_with_their_rows_past_a_masked_target():
+    """The row of a masked target is not scored, and neither are its excluded classes."""
+    hidden, target, _ = batch(12)
+    target[3] = V - 1
+    head = heads.SampledSoftmax(D, V, num_samples=6, reduction="none", dtype=torch.float64)
+    with torch.no_grad():
+        head.bias[V - 1] = -math.inf
+    exclude, others = excluded_ids(target), (target != V - 1).nonzero().squeeze(-1)
+
+    def loss(rows):
+        generator = torch.Generator().manual_seed(0)
+        return head(hidden[rows], target[rows], exclude=exclude[rows], generator=generator)
+
+    found = loss(torch.arange(12))
+    assert found[3] == math.inf
+    torch.testing.assert_close(found[others], loss(others))
+
+
 @pytest.mark.parametrize(
     ("exclude", "error", "message"),
     [

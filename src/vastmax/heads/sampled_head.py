@@ -196,7 +196,7 @@ class SampledHead(FlatHead):
         return self.loss(Scores(hidden, target, target_logit, sampled_logit, target_log_count, candidates))
 
     def _excluded_by_row(self, hidden: Tensor, target: Tensor, exclude: Tensor) -> Tensor:
-        """Return the excluded ids of each true class that counts, (M, E), in the order of their losses."""
+        """Return the excluded ids of each true class that is scored, (M, E), in the order of their losses."""
         rows = hidden.shape[:-1]
         if isinstance(exclude, Tensor) and (exclude.ndim != len(rows) + 1 or exclude.shape[:-1] != rows):
             raise ValueError(
@@ -206,10 +206,13 @@ class SampledHead(FlatHead):
         check_ids(
             "exclude", exclude.masked_fill(exclude == self.ignore_index, 0) if ids else exclude, self.num_classes
         )
-        counted = target != self.ignore_index
+        scored = target != self.ignore_index
+        possible = self._possible(target.masked_fill(~scored, 0))
+        if possible is not None:
+            scored = scored & possible
         if target.ndim == hidden.ndim:
             exclude = exclude.unsqueeze(-2).expand(*target.shape, -1)
-        return exclude[counted]
+        return exclude[scored]
 
     def _drawn_from(self, noise: Sampler, batch: Batch) -> Sampler:
         """Return what draws the candidates of a batch whose noise distribution is `noise`."""
