@@ -109,7 +109,8 @@ def check_foldable(layer: nn.Linear | FlatHead) -> None:
         return
     if not isinstance(layer, FlatHead):
         raise TypeError(f"layer: expected a nn.Linear or a flat head, got {type(layer).__name__}")
-    if layer.log_prob_offset() is not None:
+    offset = layer.log_prob_offset()
+    if offset is not None and not (offset.isneginf() | (offset == 0)).all():  # those stay what they are, scaled
         raise ValueError(
             "layer: expected a head whose distribution is the softmax of weight and bias alone, got "
             f"{type(layer).__name__}, which adds an offset per class"

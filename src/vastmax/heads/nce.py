@@ -134,7 +134,7 @@ class NCE(SampledHead):
             return
         log_prob = self.sampler.log_prob(self.every_class())
         drawable = log_prob.isfinite()
-        # A class that is never drawn is pushed down by nothing: it starts with the rarest one that is.
+        # A class that is never drawn has no part in Z, and its bias only has to be finite: that of the rarest.
         self.start_at(log_prob.where(drawable, log_prob[drawable].min()))
 
     def start_at(self, log_prob: Tensor) -> None:

@@ -49,6 +49,10 @@ class SampledHead(FlatHead):
     A step costs O(1 + num_samples) a row, whatever V is, if `sparse=True` and the optimizer is one of
     `vastmax.optim`, which touch only the rows that have a gradient.
 
+    A class that the sampler never draws, such as one of count 0, is compared with no target and can't be one: what
+    is learned is the distribution over the others. Its probability is 0: `log_prob` is -inf, it comes last in
+    `topk`, and `nll` is inf where it is the target.
+
     Args:
         in_features: d, the size of a hidden row.
         num_classes: V.
@@ -234,6 +238,13 @@ class SampledHead(FlatHead):
                 f"target: expected classes that the sampler can draw, got {target[never][0].item()}, "
                 f"whose probability is 0 under {' '.join(repr(self.sampler).split())}; give it a positive count"
             )
+
+    def log_prob_offset(self) -> Tensor | None:
+        """Leave out the classes that the sampler never draws: no loss compares a target with them, (V,) or None."""
+        never = self.sampler.never_drawn()
+        if never is None:
+            return None
+        return torch.zeros_like(never, dtype=torch.float32).masked_fill_(never, -torch.inf)
 
     def log_expected_count(self, ids: Tensor) -> Tensor:
         """Return the log of how often each class is expected among a row's candidates."""

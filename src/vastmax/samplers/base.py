@@ -119,6 +119,12 @@ class Sampler(nn.Module, ABC):
         """The number of classes with positive q."""
         return self.num_classes
 
+    def never_drawn(self) -> Tensor | None:
+        """Return for which classes q is 0 in every batch, (V,) bool; None if there is no such class."""
+        if self.support_size == self.num_classes:
+            return None
+        return self._log_prob(torch.arange(self.num_classes, device=self.device)).isneginf()
+
     @property
     def largest_set(self) -> int | None:
         """The most candidates that can be asked for in a set; None if there is no bound."""

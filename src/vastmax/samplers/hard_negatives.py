@@ -68,6 +68,10 @@ class HardNegatives(ConditionalSampler):
         """The number of classes that can be drawn."""
         return self.sampler.support_size
 
+    def never_drawn(self) -> Tensor | None:
+        """Return which classes the sampler never draws."""
+        return self.sampler.never_drawn()
+
     @property
     def largest_set(self) -> int:
         """The size of the pool."""

@@ -89,8 +89,11 @@ class InBatch(ConditionalSampler):
         if count is not None:
             if len(count) != self.num_classes:
                 raise ValueError(f"counts: expected one for each of {self.num_classes} classes, got {len(count)}")
-            self._register_table("_log_q", log_frequency(count, power=1.0).to(self.device))
+            log_q = log_frequency(count, power=1.0).to(self.device)
+            self._support_size = int(log_q.isfinite().sum())
+            self._register_table("_log_q", log_q)
         else:
+            self._support_size = self.num_classes
             self._register_table("_log_q", None)
             zeros = torch.zeros(self.num_classes, dtype=torch.float64, device=self.device)
             self._register_table("mean_gap", zeros + self.num_classes, saved=True)
@@ -98,6 +101,11 @@ class InBatch(ConditionalSampler):
             self._register_table("num_gaps", zeros + 1, saved=True)
             self._register_table("num_draws", zeros.new_zeros(()), saved=True)
         self._versions = Versions()
+
+    @property
+    def support_size(self) -> int:
+        """The number of classes with positive q."""
+        return self._support_size
 
     def given(self, batch: Batch, *, shared: bool) -> Sampler:
         """Return the candidates of one batch, after learning from its targets in training."""

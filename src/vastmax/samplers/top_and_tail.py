@@ -32,7 +32,7 @@ class TopAndTail(ConditionalSampler):
 
     Args:
         sampler: where the tail comes from, with `unique=True`; its q must not depend on the batch.
-        top: likeliest classes, at most V.
+        top: likeliest classes, of those that `sampler` can draw.
 
     Raises:
         TypeError, ValueError: arguments that are not as above.
@@ -57,8 +57,9 @@ class TopAndTail(ConditionalSampler):
             )
         super().__init__(sampler.num_classes, unique=True, device=sampler.device)
         self.top = check_positive_int("top", top)
-        if self.top > self.num_classes:
-            raise ValueError(f"top: expected at most num_classes = {self.num_classes}, got {top}")
+        if self.top > sampler.support_size:
+            of = "num_classes" if sampler.support_size == self.num_classes else "the classes that can be drawn"
+            raise ValueError(f"top: expected at most {of} = {sampler.support_size}, got {top}")
         self.sampler = sampler
 
     @property
@@ -66,13 +67,22 @@ class TopAndTail(ConditionalSampler):
         """The number of classes that can be in the tail."""
         return self.sampler.support_size
 
+    def never_drawn(self) -> Tensor | None:
+        """Return which classes the sampler never draws."""
+        return self.sampler.never_drawn()
+
     def given(self, batch: Batch, *, shared: bool) -> Sampler:
         """Return the candidates of one batch."""
         self._check_batch(batch)
         hidden, _, linear_weight, linear_bias = batch
         with unrecorded(hidden.device):
+            never = self.never_drawn()
+            if never is not None:  # neither in the tail nor in the top
+                bias = linear_weight.new_zeros(self.num_classes) if linear_bias is None else linear_bias
+                linear_bias = bias.masked_fill(never, -math.inf)
             if shared:
-                top = total_probability(hidden, linear_weight, linear_bias).topk(self.top).indices
+                total = total_probability(hidden, linear_weight, linear_bias)
+                top = (total if never is None else total.masked_fill(never, -1.0)).topk(self.top).indices
             else:
                 top = linear_topk(hidden, linear_weight, self.top, linear_bias=linear_bias).indices
         return _TopAndTailOfBatch(self.sampler, top)
