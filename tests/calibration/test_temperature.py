@@ -1,5 +1,7 @@
 """Temperature scaling: known temperatures, the minimum, folding, and rows that determine none."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -30,7 +32,7 @@ def problem(seed=0, dtype=torch.float64, rows=200, classes=12):
     return hidden, weight, bias, probability.multinomial(1, generator=generator).squeeze(-1)
 
 
-@pytest.mark.parametrize("temperature", [0.01, 0.3, 1.0, 2.0, 37.0, 900.0])
+@pytest.mark.parametrize("temperature", [1e-9, 1e-4, 0.01, 0.3, 1.0, 2.0, 37.0, 900.0, 3000.0, 1e9])
 @pytest.mark.parametrize("linear", [False, True])
 def test_logits_that_are_log_probabilities_times_a_temperature(temperature, linear):
     context, target = exact_rows()
@@ -46,6 +48,35 @@ def test_logits_that_are_log_probabilities_times_a_temperature(temperature, line
     entropy = -(PROBABILITIES * PROBABILITIES.log()).sum(-1).mean().item()
     assert fit.nll_after == pytest.approx(entropy, abs=1e-12)
     assert fit.nll_before == pytest.approx(cross_entropy(logits[context], target).item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("factor", [2.0**-30, 1e-3, 1e3, 2.0**30])
+def test_logits_of_any_size(factor, dtype):
+    """Logits times a number have their minimum at the temperature times the number, however large it is."""
+    hidden, weight, bias, target = problem(dtype=dtype)
+    one, many, linear = (TemperatureScaling(dtype=dtype) for _ in range(3))
+    fit = one.fit(hidden @ weight.T + bias, target)
+    fits = [
+        many.fit(factor * (hidden @ weight.T + bias), target),
+        linear.fit_linear(hidden, factor * weight, target, linear_bias=factor * bias),
+    ]
+    rel = 1e-3 if dtype == torch.float32 else 1e-7  # the nll is flat there
+    for scaling, found in zip((many, linear), fits, strict=True):
+        assert scaling.temperature.item() == pytest.approx(factor * one.temperature.item(), rel=rel)
+        assert found.nll_after == pytest.approx(fit.nll_after, rel=1e-5)
+
+
+def test_logits_that_say_little_are_told_from_those_that_say_nothing():
+    """One row more that follows its logits than rows that do not: a minimum, at a high temperature."""
+    logits = torch.tensor([[1.0, 0.0]], dtype=torch.float64).repeat(2001, 1)
+    target = (torch.arange(2001) % 2).long()  # 1001 of class 0
+    scaling = TemperatureScaling(dtype=torch.float64)
+    scaling.fit(logits, target)
+    assert scaling.temperature.item() == pytest.approx(1 / math.log(1001 / 1000), rel=1e-6)
+    for even in (target[:2000], 1 - target):
+        with pytest.raises(ValueError, match="say nothing of the targets, and the nll falls until"):
+            scaling.fit(logits[: len(even)], even)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -165,7 +196,11 @@ LOGITS = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 2.0]])
         (LOGITS, torch.tensor([0, 2]), "the nll falls until the temperature is 0"),
         (LOGITS, torch.tensor([2, 0]), "the logits say nothing of the targets"),
         (LOGITS[:1].expand(2, 3) - torch.tensor([0, 0, torch.inf]), torch.tensor([0, 2]), "is one masked"),
-        (torch.tensor([[3.0, 3.0, 0.0]]), torch.tensor([1]), "nearly every target has the largest logit"),
+        (
+            torch.tensor([[3.0, 3.0, 0.0]]),
+            torch.tensor([1]),
+            r"from 2\^-20 .* still falls at T = .* as good as the largest",
+        ),
         (LOGITS * torch.nan, torch.tensor([0, 1]), "logits: expected a finite largest logit"),
     ],
 )

@@ -22,8 +22,8 @@ from vastmax.functional import cross_entropy
 from vastmax.heads.flat import FlatHead
 from vastmax.scoring import linear_cross_entropy, linear_topk
 
-DOUBLINGS = 10
-"""Temperatures are looked for from 2^-10 to 2^10."""
+DOUBLINGS = 20
+"""Temperatures are looked for from 2^-20 to 2^20 times the spread of the logits."""
 
 
 class TemperatureScaling(Scaling):
@@ -75,8 +75,9 @@ class TemperatureScaling(Scaling):
         Raises:
             TypeError: a tensor of the wrong dtype.
             ValueError: shapes that do not fit, no held-out row, a target out of range or masked, NaN; rows of which
-                every target has the largest logit, as the nll then falls until the temperature is 0; or logits that
-                say nothing of the targets, as it then falls until the temperature is infinite.
+                every target has the largest logit, as the nll then falls until the temperature is 0; logits that
+                say nothing of the targets, as it then falls until the temperature is infinite; or a temperature
+                past 2^20 times the spread of the logits, or below 2^-20 times that.
         """
         rows, label = held_out_logits(logits, target, ignore_index)
         _check_mistakes(rows.argmax(-1), label)
@@ -141,8 +142,9 @@ class TemperatureScaling(Scaling):
 
         start = point(1.0)
         check_fit_starts(start.nll)
+        low, high = _bracket(point, start.slope)
         # The nll is flat at its minimum: a step of sqrt(eps) changes it by eps.
-        found = _root(point, *_bracket(point, start), math.sqrt(torch.finfo(like.dtype).eps))
+        found = _root(point, low, high, math.sqrt(torch.finfo(like.dtype).eps))
         self.temperature.fill_(1 / found.inverse)
         return Fit(start.nll, found.nll)
 
@@ -163,10 +165,21 @@ def _check_mistakes(prediction: Tensor, target: Tensor) -> None:
         )
 
 
-def _bracket(point: Callable[[float], _Point], start: _Point) -> tuple[_Point, _Point]:
-    """Return two points, by a factor of two apart, between which the slope changes its sign."""
-    factor = 2.0 if start.slope < 0 else 0.5
-    here = start
+def _bracket(point: Callable[[float], _Point], slope: float) -> tuple[_Point, _Point]:
+    """Return two points, by a factor of two apart, between which the slope, `slope` at 1, changes its sign."""
+    # At 0, where all classes are alike, it is how far the targets' logits are below the mean one. The nll is
+    # convex: if it rises from there, it is least there.
+    flat = point(0.0).slope
+    if flat >= 0:
+        raise ValueError(
+            f"logits: expected those of the targets to be above the mean one on average, got {-flat:g} above: the "
+            "logits say nothing of the targets, and the nll falls until the temperature is infinite"
+        )
+    # The slope grows by the variance of the logits, or by how far the largest are above the mean if those are many.
+    growth = slope - flat
+    spread = max(growth if growth > 1 else math.sqrt(max(growth, 0.0)), -flat)
+    here = point(1 / spread)
+    factor = 2.0 if here.slope < 0 else 0.5
     for _ in range(DOUBLINGS):
         there = point(here.inverse * factor)
         if factor > 1 and there.slope > 0:  # 0 may be an underflow, where the nll only falls
@@ -174,10 +187,14 @@ def _bracket(point: Callable[[float], _Point], start: _Point) -> tuple[_Point, _
         if factor < 1 and there.slope < 0:
             return there, here
         here = there
-    expected = "temperature of least nll between 2^-10 and 2^10"
     raise ValueError(
-        f"logits: expected a {expected}, got an nll that still falls at T = {1 / here.inverse:g}: "
-        + ("nearly every target has the largest logit" if factor > 1 else "the logits say nothing of the targets")
+        f"logits: expected a temperature of least nll from 2^-{DOUBLINGS} to 2^{DOUBLINGS} times their spread, "
+        f"about {spread:g}, got an nll that still falls at T = {1 / here.inverse:g}: "
+        + (
+            "nearly every target has the largest logit, or one as good as the largest"
+            if factor > 1
+            else "the logits say next to nothing of the targets"
+        )
     )
 
 
