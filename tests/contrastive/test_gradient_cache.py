@@ -296,3 +296,8 @@ def test_dropout_repeats_itself_on_a_device():
     cached_backward(info_nce, encoders, inputs, chunk_size=4)
     assert torch.equal(torch.rand(5, device="cuda"), after)
     assert_same(gradients(*encoders), gradients(*copies))
+
+
+def test_a_loss_that_is_no_function_is_refused_by_name():
+    with pytest.raises(TypeError, match="loss: expected a callable, got str"):
+        cached_backward("x", [nn.Identity()] * 2, [X, X], chunk_size=4)

@@ -69,6 +69,8 @@ def cached_backward(
         torch.Size([4, 8])
     """
     chunk_size = check_positive_int("chunk_size", chunk_size)
+    if not callable(loss):
+        raise TypeError(f"loss: expected a callable, got {type(loss).__name__}")
     if len(encoders) != len(inputs) or not encoders:
         raise ValueError(f"encoders: expected one for each input, got {len(encoders)} and {len(inputs)} inputs")
     for number, encoder in enumerate(encoders):

@@ -9,7 +9,7 @@ from vastmax.reduction import REDUCTIONS, check_sample_weight, total_weight
 from vastmax.scoring.blocks import LinearScorer, RowStatistics
 from vastmax.scoring.every_class import check_linear, row_statistics, summed_loss
 from vastmax.scoring.focal import focal
-from vastmax.scoring.links import Link, link_of
+from vastmax.scoring.links import Link, check_link, link_of
 from vastmax.scoring.products import check_product_dtype
 from vastmax.scoring.soft_cross_entropy import linear_soft_cross_entropy
 from vastmax.validation import (
@@ -102,6 +102,7 @@ def linear_cross_entropy(
         True
     """
     block_size = check_linear(input, linear_weight, linear_bias, block_size)
+    check_link(link)
     num_classes = linear_weight.shape[0]
     counted = ~check_target(target, input.shape[:-1], num_classes, ignore_index)
     check_per_class("weight", weight, num_classes)

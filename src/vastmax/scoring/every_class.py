@@ -13,7 +13,7 @@ from vastmax.compilation import uncompiled
 from vastmax.differentiation import graph_of_its_own, once_differentiable
 from vastmax.kernels import has_kernel, implementation
 from vastmax.scoring.blocks import Gradients, LinearScorer, RowStatistics
-from vastmax.scoring.links import Link, SoftCap
+from vastmax.scoring.links import Link, SoftCap, check_link
 from vastmax.scoring.partition import SplitPartition
 from vastmax.validation import (
     check_class_rows,
@@ -313,6 +313,7 @@ def linear_log_partition(
         True
     """
     block_size = check_linear(input, linear_weight, linear_bias, block_size)
+    check_link(link)
     check_finite("input", input)
     rows = input.shape[:-1]
     if target is None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vastmax.validation import check_finite_number
+from vastmax.validation import check_finite_number, shown
 
 
 class Link(Protocol):
@@ -26,6 +26,16 @@ class Link(Protocol):
     def inverse(self, logit: Tensor) -> Tensor:
         """Return the scores that have these logits."""
         ...
+
+
+def check_link(link: Link | None) -> None:
+    """Raise TypeError unless `link` is None or has all that a link has."""
+    if link is None or (not isinstance(link, type) and callable(link) and hasattr(link, "slope")):
+        return
+    raise TypeError(
+        "link: expected None or an increasing function of vastmax.scoring.links, such as SoftCap(30.0), "
+        f"got {shown(link)} of type {type(link).__name__}"
+    )
 
 
 @dataclass(frozen=True)

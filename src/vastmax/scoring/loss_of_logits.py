@@ -12,6 +12,7 @@ from vastmax.compilation import uncompiled
 from vastmax.differentiation import once_differentiable
 from vastmax.scoring import blocks
 from vastmax.scoring.every_class import check_linear
+from vastmax.validation import shown
 
 LossOfLogits = Callable[..., Tensor]
 """`loss(logits (n, V), *rows (n, ...), *shared) -> (n,)`: each row's loss, of that row's logits alone."""
@@ -159,6 +160,10 @@ def linear_loss(
         >>> linear_loss(hinge, hidden, weight, rows=(target,)).shape
         torch.Size([4])
     """
+    if not callable(loss):
+        raise TypeError(
+            f"loss: expected a function of logits (n, V), got {shown(loss)} of type {type(loss).__name__}"
+        )
     check_linear(input, linear_weight, linear_bias)
     if input.ndim != 2:
         raise ValueError(f"input: expected shape (N, {linear_weight.shape[1]}), got {tuple(input.shape)}")

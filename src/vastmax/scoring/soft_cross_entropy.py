@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from vastmax.scoring.focal import focal
-from vastmax.scoring.links import Link
+from vastmax.scoring.links import Link, check_link
 from vastmax.scoring.loss_of_logits import linear_loss
 from vastmax.validation import check_finite_number, check_share
 
@@ -58,6 +58,7 @@ def linear_soft_cross_entropy(
         >>> linear_soft_cross_entropy(hidden, weight, teacher.values, teacher.indices).shape
         torch.Size([4])
     """
+    check_link(link)
     label_smoothing = check_share("label_smoothing", label_smoothing)
     z_loss = check_finite_number("z_loss", z_loss, at_least=0.0)
     focal_gamma = check_finite_number("focal_gamma", focal_gamma, at_least=0.0)

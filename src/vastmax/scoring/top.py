@@ -10,7 +10,7 @@ from torch import Tensor
 from vastmax.kernels import implementation
 from vastmax.scoring.blocks import LinearScorer
 from vastmax.scoring.every_class import check_linear
-from vastmax.scoring.links import Link, link_of
+from vastmax.scoring.links import Link, check_link, link_of
 from vastmax.scoring.partition import SplitPartition
 from vastmax.validation import check_finite, check_k
 
@@ -111,6 +111,7 @@ def linear_topk(
         True
     """
     block_size = check_linear(input, linear_weight, linear_bias, block_size)
+    check_link(link)
     check_finite("input", input)
     k = check_k(k, linear_weight.shape[0])
     rows = input.shape[:-1]
