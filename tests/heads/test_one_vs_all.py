@@ -7,7 +7,7 @@ import torch
 from largest_tensor import LargestTensor
 from torch.nn import functional
 
-from vastmax import heads
+from vastmax import heads, samplers
 from vastmax.scoring import blocks
 
 V, D, N = 7, 4, 5
@@ -68,24 +68,52 @@ def test_a_label_named_twice_is_as_true_as_its_larger_share(hidden):
     torch.testing.assert_close(head(hidden, twice, target_weight=share), head(hidden, truth))
 
 
-def test_the_optimum_of_one_true_class_is_its_probability():
-    """Minimised over the exact expectation under p, the sigmoids are p, and so are their shares."""
-    p = torch.tensor([0.4, 0.2, 0.15, 0.1, 0.08, 0.05, 0.02], dtype=torch.float64)
-    head = build(reduction="none")
-    hidden = torch.zeros(V, D, dtype=torch.float64)
+def at_its_optimum(head, loss):
+    """The head's scores where hidden is 0, after its biases are where `loss()` is least."""
     optimizer = torch.optim.LBFGS(
         [head.bias], max_iter=500, tolerance_grad=1e-13, tolerance_change=1e-18, line_search_fn="strong_wolfe"
     )
 
     def closure():
         optimizer.zero_grad()
-        loss = (p * head(hidden, torch.arange(V))).sum()
-        loss.backward()
-        return loss
+        value = loss()
+        value.backward()
+        return value
 
     optimizer.step(closure)
+    return head.bias.detach()
+
+
+def test_the_optimum_of_one_true_class_is_its_probability():
+    """Minimised over the exact expectation under p, the sigmoids are p, and so are their shares."""
+    p = torch.tensor([0.4, 0.2, 0.15, 0.1, 0.08, 0.05, 0.02], dtype=torch.float64)
+    head = build(reduction="none")
+    hidden = torch.zeros(V, D, dtype=torch.float64)
+    at_its_optimum(head, lambda: (p * head(hidden, torch.arange(V))).sum())
     torch.testing.assert_close(head.label_log_prob(hidden[0]).exp(), p, rtol=1e-5, atol=1e-9)
     torch.testing.assert_close(head.log_prob(hidden[0]).exp(), p, rtol=1e-5, atol=1e-9)
+
+
+def test_negative_sampling_learns_something_else():
+    """Labels that are true with .90, .50 and .30: every set of them by its probability, every class a candidate."""
+    p = torch.tensor([0.9, 0.5, 0.3], dtype=torch.float64)
+    sets = [[c for c in range(3) if bits >> c & 1] for bits in range(8)]
+    labels = torch.tensor([each + [-100] * (3 - len(each)) for each in sets])
+    true = torch.tensor([[c in each for c in range(3)] for each in sets]).double()
+    probability = (true * p + (1 - true) * (1 - p)).prod(-1)
+    hidden = torch.zeros(8, D, dtype=torch.float64)
+
+    one_vs_all = heads.OneVsAll(D, 3, reduction="none", dtype=torch.float64)
+    scores = at_its_optimum(one_vs_all, lambda: (probability * one_vs_all(hidden, labels)).sum())
+    torch.testing.assert_close(scores.sigmoid(), p, rtol=1e-6, atol=0)
+
+    everything = samplers.Uniform(3, unique=True)
+    head = heads.NegativeSampling(D, 3, sampler=everything, num_samples=3, reduction="none", dtype=torch.float64)
+    scores = at_its_optimum(head, lambda: (probability * head(hidden, labels)).sum())
+    share = (probability[1:, None] * true[1:] / true[1:].sum(-1, keepdim=True)).sum(0) / probability[1:].sum()
+    torch.testing.assert_close(scores.sigmoid(), share / (share + 1), rtol=1e-6, atol=0)
+    assert [round(each, 2) for each in scores.sigmoid().tolist()] == [0.38, 0.2, 0.12]
+    torch.testing.assert_close(head.log_prob(hidden[0]).exp(), share, rtol=1e-6, atol=0)
 
 
 def test_probabilities_are_shares_of_the_sigmoids(hidden):
