@@ -133,6 +133,12 @@ def vocabulary_counts(**options):
     return data.build_vocabulary(["a b c a b a"] * 3, **options).counts
 
 
+def resized(num_classes):
+    head = heads.Softmax(D, V)
+    head.resize(num_classes)
+    return head
+
+
 def lowest_noise(margin):
     return density.uniform_noise(HIDDEN, margin).base_dist.low
 
@@ -171,6 +177,7 @@ ENTRIES = [
     head_entry(heads.AdaptiveSoftmax, **SIZES, cutoffs=(2, 4), div_value=2.0, tail_samples=1),
     entry(heads.InfoNCE, temperature=0.25, max_scale=50.0, hard_negative_weight=0.5, learn_temperature=True),
     topk_of(SOFTMAX),
+    entry(resized, covers=heads.Softmax.resize, num_classes=3),
     topk_of(heads.TopKSoftmax(D, V, 3)),
     topk_of(heads.Entmax(D, V)),
     topk_of(heads.MixtureOfSoftmaxes(D, V, 2)),
@@ -287,7 +294,7 @@ ENTRIES = [
         focal_gamma=1.5,
     ),
     entry(functional.linear_log_partition, HIDDEN, WEIGHT, block_size=2),
-    entry(functional.linear_topk, HIDDEN, WEIGHT, k=3, block_size=2),
+    entry(functional.linear_topk, HIDDEN, WEIGHT, k=3, block_size=2, softcap=3.0),
     entry(data.TokenBatches, torch.arange(20), batch_size=2, seq_len=3),
     entry(vocabulary_counts, covers=data.build_vocabulary, vocab_size=4, min_count=2),
     entry(data.looks_tokenised, ["no , it was"], max_chars=3),

@@ -16,7 +16,8 @@ def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
 
     Torch's decorator of this name does so only where the gradient that comes in is differentiable. That of a loss
     which is backpropagated as it is, 1, is not: the gradient would then pass for a constant, and a penalty on it
-    would lack the second derivative of the loss in silence.
+    would lack the second derivative of the loss in silence. The function has to save its differentiable inputs, by
+    which it is known what such a derivative would be asked by.
     """
 
     @functools.wraps(backward)
@@ -25,15 +26,33 @@ def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
             found = backward(ctx, *upstream)
         if not torch.is_grad_enabled():
             return found
+        sources = [x for x in (*upstream, *ctx.saved_tensors) if x is not None and x.requires_grad]
+        if not sources:
+            return found
         gradients = found if isinstance(found, tuple) else (found,)
-        raising: Any = torch._C._functions.DelayedError(
-            b"trying to differentiate twice a function that is once_differentiable: its gradient is computed block "
-            b"by block or by a kernel, and has no derivative",
-            len(gradients),
-        )
-        return raising(*(None if g is None else g.detach().requires_grad_() for g in gradients))
+        made = [g for g in gradients if g is not None]
+        refusing = iter(_WithoutDerivative.apply(len(made), *made, *sources))  # type: ignore[no-untyped-call]
+        return tuple(None if g is None else next(refusing) for g in gradients)
 
     return call
+
+
+class _WithoutDerivative(torch.autograd.Function):
+    """Gradients, bound to all that they are made of: whoever asks for their derivative by any of it is refused.
+
+    Were they constants, torch would take the derivative for 0, as `torch.autograd.functional.hvp` does.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(gradient.detach() for gradient in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> None:
+        raise RuntimeError(
+            "trying to differentiate twice a function that is once_differentiable: its gradient is computed block "
+            "by block or by a kernel, and has no derivative"
+        )
 
 
 def saved_tensors_have_hooks() -> bool:

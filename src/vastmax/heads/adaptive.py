@@ -248,8 +248,8 @@ class AdaptiveSoftmax(Head):
 
     def _tail(self, i: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden rows projected into tail i, and its class rows."""
-        projection = self.tail[i].get_parameter("0.weight")
-        return linear_logits(hidden, projection), self.tail[i].get_parameter("1.weight")
+        projection, classes = cast(nn.Sequential, self.tail[i])
+        return linear_logits(hidden, cast(Tensor, projection.weight)), cast(Tensor, classes.weight)
 
     def _sampler(self, i: int) -> Sampler | None:
         """What draws the candidates of tail i, None if it is trained exactly."""

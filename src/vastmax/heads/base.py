@@ -8,7 +8,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from vastmax.heads.targets import RowLoss, TrueClasses, check_several, check_target_weight, shares
 from vastmax.reduction import REDUCTIONS, check_sample_weight, reduce_rows
@@ -137,7 +136,7 @@ class Head(nn.Module, ABC):
     def start_at(self, log_prob: Tensor) -> None:
         """Set the biases so that, where hidden is 0, the classes have these log-probabilities (V,)."""
 
-    def resize(self, num_classes: int, optimizer: Optimizer | None = None, **per_class: Any) -> None:
+    def resize(self, *_: Any, **__: Any) -> None:
         """Change the number of classes, where each has a row of its own: see `FlatHead.resize`.
 
         Raises:

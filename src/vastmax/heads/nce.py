@@ -237,16 +237,16 @@ class Constant(nn.Module):
 
     def reset_parameters(self) -> None:
         """Set a value that is to be learned to 0."""
-        if isinstance(self.value, nn.Parameter):
+        if isinstance(self.value, Tensor):
             nn.init.zeros_(self.value)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return the value for each row of hidden (N, d): (N, 1)."""
         dtype = torch.promote_types(hidden.dtype, torch.float32)
-        if isinstance(self.value, nn.Parameter):
+        if isinstance(self.value, Tensor):
             return self.value.to(dtype).expand(len(hidden), 1)
         return torch.full((len(hidden), 1), self.value, dtype=dtype, device=hidden.device)
 
     def extra_repr(self) -> str:
         """Say what the value is, or that it is learned."""
-        return "learned" if isinstance(self.value, nn.Parameter) else f"{self.value:g}"
+        return "learned" if isinstance(self.value, Tensor) else f"{self.value:g}"

@@ -161,8 +161,7 @@ class _SummedLoss(torch.autograd.Function):
                 loss, upstream = _gradient(row_loss, RowStatistics.of(partition, weighted), rows)
                 total += loss
                 scorer.backward(rows, buffer, partition, upstream, gradients, held)
-        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (hidden, weight, bias)]
-        ctx.save_for_backward(*gradients[:3])
+        ctx.save_for_backward(hidden, weight, bias, *gradients[:3])
         return total
 
     @staticmethod
@@ -171,10 +170,12 @@ class _SummedLoss(torch.autograd.Function):
         # Most losses are backpropagated as they are: then V x d numbers need not be multiplied by one. Others are
         # scaled, so that half precision does not underflow: multiplied first and rounded then.
         scale = None if upstream == 1 else upstream
+        saved = ctx.saved_tensors
+        inputs, gradients = saved[:3], saved[3:]
         return (
             *(
-                None if gradient is None else (gradient if scale is None else gradient * scale).to(dtype)
-                for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+                None if gradient is None else (gradient if scale is None else gradient * scale).to(tensor.dtype)
+                for gradient, tensor in zip(gradients, inputs, strict=True)
             ),
             None,
             None,
