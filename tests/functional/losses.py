@@ -83,6 +83,7 @@ def to_a_distribution(logits, **options):
 
 LOSSES = {
     "sampled_softmax": corrected(F.sampled_softmax_loss, shifts=True),
+    "sampled_softmax, smoothed": corrected(F.sampled_softmax_loss, label_smoothing=0.2, num_classes=9, shifts=True),
     "nce": corrected(F.nce_loss),
     "nce, weighted": Loss(weighted),
     "negative_sampling": uncorrected(F.negative_sampling_loss),

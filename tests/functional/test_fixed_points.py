@@ -292,3 +292,65 @@ def test_one_vs_each_and_importance_sampling_without_excluded_classes(k):
     s = torch.linspace(-1, 1, V, dtype=torch.float64)
     estimate = F.log_partition_estimate(s[ids], log_count[ids], mask=torch.isin(ids, excluded)).exp()
     torch.testing.assert_close((probability * estimate).sum(), s[REST].exp().sum())
+
+
+# Label smoothing: each candidate is a target of the others.
+
+SMOOTHED = 0.8 * P + 0.2 / V
+
+
+def smoothed(ids, padding, probability, log_count, *, distinct):
+    """The expected loss of the logits with a smoothing of 0.2, one of independent draws left out for the target."""
+    count = log_count[ids].masked_fill(padding, torch.inf)
+
+    def expected(logits):
+        total = torch.zeros((), dtype=torch.float64)
+        for y in range(V):
+            rows = len(ids)
+            mask = ids == y if distinct else (torch.arange(ids.shape[1]) == 0).expand(ids.shape)
+            target = logits[y].expand(rows), log_count[y].expand(rows)
+            loss = F.sampled_softmax_loss(
+                target[0], logits[ids], target[1], count,
+                target_mask=mask, label_smoothing=0.2, num_classes=V, reduction="none",
+            )  # fmt: skip
+            total = total + P[y] * (probability * loss).sum()
+        return total
+
+    return expected
+
+
+@pytest.mark.parametrize(("distinct", "k"), [(False, 2), (False, 3), (True, 1), (True, 2), (True, 3)])
+def test_smoothed_sampled_softmax(distinct, k):
+    """Its expectation is that of the loss of targets from the smoothed distribution, and its optimum that."""
+    inclusion = -torch.expm1(-k * Q) if distinct else k * Q
+    if distinct:
+        ids, padding, probability = distinct_sets(inclusion)
+        rivals = ids, probability, padding
+    else:
+        ids, probability = multisets(k)
+        padding = torch.zeros(ids.shape, dtype=torch.bool)
+        rivals = multisets(k - 1)
+    ours = smoothed(ids, padding, probability, inclusion.log(), distinct=distinct)
+    counts = {"target_count": inclusion.log(), "sampled_count": inclusion.log()}
+    hits = "removed" if distinct else "kept"
+    theirs = expectation(F.sampled_softmax_loss, *rivals, **counts, hits=hits, p=SMOOTHED)
+    s = torch.tensor([1.0, -2.0, 0.5, 3.0, -1.0], dtype=torch.float64, requires_grad=True)
+    values = ours(s), theirs(s)
+    torch.testing.assert_close(*values)
+    torch.testing.assert_close(*(torch.autograd.grad(value, s)[0] for value in values))
+    torch.testing.assert_close(F.softmax(minimise(ours)), SMOOTHED, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("k", "figure"), [(1, 0.158), (2, 0.063), (3, 0.033)])
+def test_what_smoothing_adds_to_the_exact_loss_is_no_smoothing_of_a_sampled_one(k, figure):
+    """With its unbiased estimate, linear in the logits, the expectation is right and the optimum is off."""
+    ids, probability = multisets(k)
+    log_count = (k * Q).log()
+
+    def linear(target_logit, sampled_logit, target_count, sampled_count, **options):
+        plain = F.sampled_softmax_loss(target_logit, sampled_logit, target_count, sampled_count, **options)
+        behind = target_logit.unsqueeze(-1) - sampled_logit
+        return plain + 0.2 * (behind * (-sampled_count).exp() / V).sum(-1)
+
+    optimum = minimise(expectation(linear, ids, probability, target_count=log_count, sampled_count=log_count))
+    assert F.kl_divergence(optimum, SMOOTHED).item() == pytest.approx(figure, abs=5e-4)

@@ -64,6 +64,44 @@ def test_an_infinite_count_counts_for_nothing(loss):
     assert torch.autograd.grad(ours.sum(), s)[0].isfinite().all()
 
 
+def test_smoothed_over_all_classes_once_is_torchs_smoothed_loss():
+    s, y, g = logits()
+    none = torch.zeros(V, dtype=torch.float64)
+    ours = F.sampled_softmax_loss(
+        s.gather(-1, y[:, None]).squeeze(-1), s, none[y], none,
+        target_mask=torch.arange(V) == y[:, None], label_smoothing=0.3, num_classes=V, reduction="none",
+    )  # fmt: skip
+    theirs = torch.nn.functional.cross_entropy(s, y, reduction="none", label_smoothing=0.3)
+    torch.testing.assert_close(ours, theirs)
+    upstream = torch.randn(N, generator=g, dtype=torch.float64)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, s, upstream)[0] for loss in (ours, theirs)))
+
+
+@pytest.mark.parametrize("size", [1.0, 1e4])
+def test_smoothed_losses_are_bounded_by_zero(size):
+    """Whatever the draws: also where candidates weigh more than their share, as rare classes do."""
+    s, _, g = logits()
+    count = (0.01 * torch.rand(V - 1, generator=g, dtype=torch.float64)).log()
+    for shift in (0.0, -size, size):
+        loss = F.sampled_softmax_loss(
+            size * s[:, 0] + shift, size * s[:, 1:], count[:1].expand(N), count,
+            label_smoothing=0.9, num_classes=V, reduction="none",
+        )  # fmt: skip
+        assert (loss >= 0).all()
+        assert loss.isfinite().all()
+
+
+def test_smoothing_needs_the_number_of_classes():
+    zeros = torch.zeros(2, 3)
+    for options, message in [
+        ({"label_smoothing": 0.1}, "num_classes: expected V beside label_smoothing=0.1, got None"),
+        ({"label_smoothing": 1.5}, r"label_smoothing: expected a number in \[0, 1\], got 1.5"),
+        ({"label_smoothing": 0.1, "num_classes": 0}, "num_classes: expected an integer of at least 1, got 0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            F.sampled_softmax_loss(zeros[:, 0], zeros, zeros[:, 0], zeros[0], **options)
+
+
 def test_a_masked_target_is_infinitely_wrong():
     s = torch.tensor([[-torch.inf, 1.0, -torch.inf, 2.0]])
     count = torch.zeros(3)

@@ -262,6 +262,14 @@ CASES = {
     "SampledSoftmax, learned temperature, sparse": Case(
         heads.SampledSoftmax, {"temperature": "learned", "sparse": True}, flat=False
     ),
+    "SampledSoftmax, smoothed": Case(heads.SampledSoftmax, {"label_smoothing": 0.2}),
+    "SampledSoftmax, smoothed, class weights, sparse, per row, distinct": Case(
+        weighted(heads.SampledSoftmax),
+        {"label_smoothing": 0.2, "sparse": True, "shared": False},
+        unique=True,
+        weighted=True,
+        sized=False,
+    ),
     "NCE": Case(heads.NCE),
     "NCE, temperature": Case(heads.NCE, {"temperature": 2.0}),
     "NCE, sparse, per row": Case(heads.NCE, {"sparse": True, "shared": False}),

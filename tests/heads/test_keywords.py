@@ -41,7 +41,7 @@ CHANGES = {
     heads.TopKSoftmax: FLAT,
     heads.Entmax: {**FLAT, "learn_alpha": True},
     heads.MixtureOfSoftmaxes: {**COMMON, "bias": False, "class_features": 2},
-    heads.SampledSoftmax: SAMPLED,
+    heads.SampledSoftmax: {**SAMPLED, "label_smoothing": 0.2},
     heads.ImportanceSampledSoftmax: SAMPLED,
     heads.OneVsEach: SAMPLED,
     heads.NCE: {

@@ -535,3 +535,98 @@ def test_what_can_not_be_excluded(exclude, error, message):
     hidden, target, _ = batch()
     with pytest.raises(error, match=message):
         heads.SampledSoftmax(D, V, dtype=torch.float64)(hidden, target, exclude=exclude)
+
+
+# Label smoothing.
+
+
+def smoothed_row(s, y, candidates, m, weight, left_out):
+    """The formula: the target beside all but one of independent draws, and each candidate beside the others."""
+    ids = candidates.ids.tolist()
+    rivals = [j for place, j in enumerate(ids) if (j != y if candidates.unique else place != left_out)]
+    own = softmax_row(s, y, samplers.Candidates(torch.tensor(rivals, dtype=torch.int64), None, False), m)
+    term = [s[j] - math.log(m[j]) for j in ids]
+    log_z = math.log(sum(map(math.exp, term))) if ids else 0.0
+    mean = sum(weight[j] / m[j] * (log_z - x) for j, x in zip(ids, term, strict=True)) / V
+    return 0.8 * weight[y] * own + 0.2 * mean
+
+
+@pytest.mark.parametrize("unique", [False, True])
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("temperature", [1.0, 0.6, "learned"])
+def test_smoothed_sampled_softmax_by_its_formula(temperature, weighted, shared, unique):
+    k, counts, num_rows = 6, [9, 1, 1, 3, 2, 2, 1, 4, 6], 12
+    noise = samplers.Unigram(counts, power=1.0, unique=unique)
+    q = [count / sum(counts) for count in counts]
+    m = [1 - math.exp(-k * p) if unique else k * p for p in q]
+    weight = torch.linspace(0.0, 2.0, V, dtype=torch.float64) if weighted else torch.ones(V, dtype=torch.float64)
+    options = {"temperature": temperature, "class_weight": weight if weighted else None, "dtype": torch.float64}
+    torch.manual_seed(3)
+    head = heads.SampledSoftmax(
+        D, V, sampler=noise, num_samples=k, shared=shared, label_smoothing=0.2, reduction="none", **options
+    )
+    hidden, target, _ = batch(num_rows)
+    logits = torch.nn.functional.linear(hidden, head.weight, head.bias) / (0.6 if temperature == 0.6 else 1.0)
+    for seed in range(5):
+        draws = noise.sample(k if shared else [num_rows, k], generator=torch.Generator().manual_seed(seed))
+        expected = []
+        for r, y in enumerate(target.tolist()):
+            ids = draws.ids if shared else draws.ids[r][~draws.padding[r]]
+            candidates = samplers.Candidates(ids, ids, unique)
+            expected.append(smoothed_row(logits[r].tolist(), y, candidates, m, weight.tolist(), k - 1))
+        ours = head(hidden, target, generator=torch.Generator().manual_seed(seed))
+        torch.testing.assert_close(ours, torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("temperature", [1.0, "learned"])
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("several", [False, True])
+def test_smoothed_over_all_classes_once_is_the_exact_smoothed_head(several, weighted, reduction, temperature):
+    """Class weights too, as torch has them: of the target and of the classes that it is smoothed to, and 0 too."""
+    weight = torch.linspace(0.0, 2.0, V, dtype=torch.float64) if weighted else None
+    options = {"class_weight": weight, "reduction": reduction, "temperature": temperature, "dtype": torch.float64}
+    noise = samplers.Unigram(range(1, V + 1), unique=True)
+    sampled = heads.SampledSoftmax(D, V, sampler=noise, num_samples=V, label_smoothing=0.3, **options)
+    exact = heads.Softmax(D, V, label_smoothing=0.3, **options)
+    exact.load_state_dict(sampled.state_dict())
+    hidden, target, g = batch(7)
+    target[0], target[1] = 0, -100
+    if several:
+        target = torch.stack([target, torch.where(target == 5, -100, 5)], -1)
+    losses = sampled(hidden, target), exact(hidden, target)
+    torch.testing.assert_close(*losses)
+    upstream = torch.randn(losses[0].shape, generator=g, dtype=torch.float64)
+    for mine, other in zip(
+        torch.autograd.grad(losses[0], [hidden, *sampled.parameters()], upstream),
+        torch.autograd.grad(losses[1], [hidden, *exact.parameters()], upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, other)
+
+
+def test_smoothing_in_the_batch():
+    """Of the other rows' targets each row leaves out one, and never its own place, which is none of them."""
+    counts, hidden = [9, 1, 1, 3, 2, 2, 1, 4, 6], torch.randn(4, D, dtype=torch.float64)
+    noise = samplers.InBatch(V, counts=counts)
+    head = heads.SampledSoftmax(D, V, sampler=noise, label_smoothing=0.2, reduction="none", dtype=torch.float64)
+    target = [0, 1, 2, 0]
+    m = [3 * count / 29 for count in counts]
+    logits = torch.nn.functional.linear(hidden, head.weight, head.bias).tolist()
+    expected = []
+    for r, y in enumerate(target):
+        order = [place for place in range(4) if place != r]
+        ids = torch.tensor([target[place] for place in order])
+        left_out = order.index((r - 1) % 4)
+        candidates = samplers.Candidates(ids, ids, False)
+        expected.append(smoothed_row(logits[r], y, candidates, m, [1.0] * V, left_out))
+    torch.testing.assert_close(head(hidden, torch.tensor(target)), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_smoothing_is_refused_where_nothing_is_compared():
+    with pytest.raises(ValueError, match=r"num_samples: expected at least 2 independent draws .* got 1"):
+        heads.SampledSoftmax(D, V, num_samples=1, label_smoothing=0.1)
+    with pytest.raises(ValueError, match=r"label_smoothing: expected a number in \[0, 1\], got 1.1"):
+        heads.SampledSoftmax(D, V, label_smoothing=1.1)
+    assert "label_smoothing=0.1" in repr(heads.SampledSoftmax(D, V, label_smoothing=0.1))

@@ -83,7 +83,7 @@ def beside_target(target_logit: Tensor, sampled_logit: Tensor) -> tuple[Tensor, 
     In float32 logits of 1e6 are known to 1/16, and so is a log-partition of theirs. A target's logit of -inf stays.
     """
     target, sampled = uncorrected(target_logit, sampled_logit, None)
-    base = target.masked_fill(target.isneginf(), 0.0)
+    base = target.detach().masked_fill(target.isneginf(), 0.0)
     return target - base, sampled - base.unsqueeze(-1)
 
 

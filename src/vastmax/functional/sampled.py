@@ -11,6 +11,7 @@ it in both cases, because they need the expected count of every class to be $m_c
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -19,11 +20,14 @@ from vastmax.functional.candidates import (
     check_candidates,
     check_target_log_count,
     corrected,
+    log_mass,
     log_partition_estimate,
+    log_ratio,
     uncorrected,
 )
+from vastmax.functional.precision import at_least_float32
 from vastmax.reduction import reduce_rows
-from vastmax.validation import check_finite_number
+from vastmax.validation import check_finite_number, check_positive_int, check_share
 
 
 def sampled_softmax_loss(
@@ -33,15 +37,25 @@ def sampled_softmax_loss(
     sampled_log_count: Tensor,
     *,
     mask: Tensor | None = None,
+    target_mask: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    num_classes: int | None = None,
     reduction: str = "mean",
 ) -> Tensor:
     r"""Return the cross-entropy of the target among itself and the candidates, logits corrected by log counts.
 
-    $$\ell = -\log \frac{e^{s_y - \log m_y}}{e^{s_y - \log m_y} + \sum_j e^{s_j - \log m_j}}$$
+    $$\ell = -(1 - \epsilon) \log \frac{e^{s_y - \log m_y}}{e^{s_y - \log m_y} + \sum_j e^{s_j - \log m_j}}
+      - \frac \epsilon V \sum_j \frac 1 {m_j} \log \frac{e^{s_j - \log m_j}}{\sum_i e^{s_i - \log m_i}}$$
 
     The correction makes the optimum of $s$ the log-probability of the data up to a constant of the row, for any
     number of candidates. A constant in the log counts cancels. This is also the ranking form of noise-contrastive
     estimation.
+
+    With label smoothing $\epsilon$ each candidate is a target, too, of a softmax over the candidates. Weighted by
+    expected counts this is, without bias, the mean of the losses of all V classes: the expected loss is that of a
+    target from $(1 - \epsilon) p + \epsilon / V$, and its optimum is that distribution. For that all targets need
+    as many rivals: let `target_mask` leave out an accidental hit among distinct classes, and any one of independent
+    draws.
 
     Args:
         target_logit: (N,), or any leading shape (...).
@@ -49,13 +63,19 @@ def sampled_softmax_loss(
         target_log_count: (N,) log expected count of each row's target.
         sampled_log_count: (K,) or (N, K) log expected count of each candidate.
         mask: (N, K) bool, True where a candidate is left out.
+        target_mask: (N, K) bool, True where one is left out beside the target alone, which with label smoothing is
+            something else.
+        label_smoothing: $\epsilon$, from 0 to 1: share of the target's mass spread evenly over the classes, but for
+            those that are never drawn, or masked by a logit of -inf.
+        num_classes: V, which label smoothing needs.
         reduction: `"mean"`, `"sum"` or `"none"`.
 
     Returns:
         A scalar, or (N,) with `reduction="none"`, in nats; at least float32.
 
     Raises:
-        ValueError: shapes that do not fit, or a target whose expected count is 0 or not finite.
+        TypeError, ValueError: shapes that do not fit, a target whose expected count is 0 or not finite, a
+            `label_smoothing` out of range or without `num_classes`.
 
     References:
         Jean, Cho, Memisevic and Bengio, On Using Very Large Target Vocabulary for Neural Machine Translation, 2015.
@@ -69,9 +89,53 @@ def sampled_softmax_loss(
     """
     target, sampled = beside_target(target_logit, sampled_logit)
     check_target_log_count(target_log_count, target)
-    others = log_partition_estimate(sampled, sampled_log_count, mask=mask)
+    no_rival = mask if target_mask is None else target_mask if mask is None else mask | target_mask
+    others = log_partition_estimate(sampled, sampled_log_count, mask=no_rival)
     log_odds = target - target_log_count.to(target.dtype) - others
-    return reduce_rows(-functional.logsigmoid(log_odds), reduction=reduction)
+    loss = -functional.logsigmoid(log_odds)
+    if (smoothing := check_share("label_smoothing", label_smoothing)) > 0.0:
+        if num_classes is None:
+            raise ValueError(f"num_classes: expected V beside label_smoothing={smoothing:g}, got None")
+        num_classes = check_positive_int("num_classes", num_classes)
+        mean = mean_class_loss(sampled_logit, sampled_log_count, num_classes, mask=mask)
+        loss = (1 - smoothing) * loss + smoothing * mean
+    return reduce_rows(loss, reduction=reduction)
+
+
+def mean_class_loss(
+    sampled_logit: Tensor,
+    sampled_log_count: Tensor,
+    num_classes: int,
+    *,
+    class_weight: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    r"""Return an estimate (N,) of the mean over all classes of their losses among the candidates.
+
+    $$-\frac 1 V \sum_j \frac {v_j} {m_j} \log \frac{e^{s_j - \log m_j}}{\sum_i e^{s_i - \log m_i}}$$
+
+    Its expectation is that of $\frac 1 V \sum_c v_c \ell_c$, where $\ell_c$ is the loss of a target c beside one
+    of independent draws less, or beside the others of a set of distinct classes. Every term is at least 0.
+
+    Args:
+        sampled_logit: (N, K).
+        sampled_log_count: (K,) or (N, K).
+        num_classes: V.
+        class_weight: (K,) or (N, K) v, of the candidates' classes; 1 if omitted.
+        mask: (N, K) bool, True where a candidate is left out.
+    """
+    check_candidates("sampled_log_count", sampled_log_count, sampled_logit)
+    sampled = at_least_float32(sampled_logit)
+    if sampled.shape[-1] == 0:
+        return sampled.sum(-1)
+    largest = sampled.detach().amax(-1, keepdim=True).clamp(min=torch.finfo(sampled.dtype).min)
+    terms = log_ratio(sampled - largest, sampled_log_count, mask)
+    share = sampled_log_count.neg().exp().to(terms.dtype) / num_classes
+    if class_weight is not None:
+        share = share * class_weight.to(terms.dtype)
+    share = share.where(terms > -torch.inf, 0.0)  # not of what is left out, nor of a masked class
+    behind = log_mass(terms).unsqueeze(-1) - terms
+    return (share * behind.masked_fill(share == 0, 0.0)).sum(-1)
 
 
 def nce_loss(

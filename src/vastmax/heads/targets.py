@@ -23,11 +23,13 @@ class TrueClasses:
         loss: (..., T), 0 in places that do not count.
         share: (..., T), 0 in places that do not count.
         classes: (..., T) ids, 0 in places that do not count; None where T is V and every class has its place.
+        weighed: whether the losses hold the class weights already.
     """
 
     loss: Tensor
     share: Tensor
     classes: Tensor | None = None
+    weighed: bool = False
 
     def loss_of_rows(self) -> Tensor:
         """The loss of each row (...); a class without a share adds nothing, though its loss were infinite."""
@@ -41,7 +43,8 @@ class TrueClasses:
         else:
             weight = class_weight.to(self.loss.dtype)
             share = self.share * (weight if self.classes is None else weight[self.classes])
-            loss, mass = replace(self, share=share).loss_of_rows(), mean_weight(share, self.share)
+            loss = (self if self.weighed else replace(self, share=share)).loss_of_rows()
+            mass = mean_weight(share, self.share)
         return reduce_rows(loss, reduction=reduction, weight=sample_weight, mass=mass, ignored=ignored)
 
 
