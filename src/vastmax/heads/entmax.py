@@ -13,13 +13,13 @@ from torch.nn import functional
 from vastmax.functional.entmax import log_entmax
 from vastmax.functional.sparse import entmax_loss
 from vastmax.heads.flat import FlatHead
-from vastmax.heads.running_topk import topk_in_blocks
-from vastmax.heads.targets import RowLoss, mean_weight
+from vastmax.heads.running_topk import topk_of_logits
+from vastmax.heads.targets import RowLoss, mean_class_weight
 from vastmax.kernels.reference import log_alpha
 from vastmax.reduction import reduce_rows
 from vastmax.scoring import linear_logits, linear_loss
 from vastmax.scoring.top import TopK, topk_by_id
-from vastmax.validation import check_finite_number, check_per_class
+from vastmax.validation import check_finite_number, check_k, check_per_class
 
 
 class Entmax(FlatHead):
@@ -117,8 +117,7 @@ class Entmax(FlatHead):
         ).view(rows)
         mass = None
         if self.class_weight is not None:
-            share = target.to(loss.dtype)
-            mass = mean_weight(share * self.class_weight.to(loss.dtype), share)
+            mass = mean_class_weight(target, self.class_weight.to(loss.dtype))
             loss = loss * mass
         return reduce_rows(loss, reduction=self.reduction, weight=sample_weight, mass=mass)
 
@@ -144,10 +143,8 @@ class Entmax(FlatHead):
     def log_prob(self, hidden: Tensor) -> Tensor:
         """Return the exact log-probability of every class: (..., V), in nats; -inf outside the support."""
         self.check(hidden)
-        return log_entmax(self._logits(hidden), self.alpha)
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        return self.bend(linear_logits(self.divide(hidden), self.weight, linear_bias=self.exact_bias()))
+        scores = linear_logits(self.divide(hidden), self.weight, linear_bias=self.exact_bias())
+        return log_entmax(self.bend(scores), self.alpha)
 
     @torch.no_grad()
     def topk(self, hidden: Tensor, k: int) -> TopK:
@@ -158,12 +155,16 @@ class Entmax(FlatHead):
             the values are -inf and the classes those of the next largest logits. Equals go by rising id.
         """
         self.check(hidden)
-        return topk_in_blocks(self._best, hidden, k, num_classes=self.num_classes, width=4 * self.num_classes)
+        k = check_k(k, self.num_classes)
 
-    def _best(self, hidden: Tensor, k: int) -> TopK:
-        logits = self._logits(hidden)
-        indices = topk_by_id(logits, k).indices
-        return TopK(log_entmax(logits, self.alpha).gather(-1, indices), indices)
+        def best(rows: slice, scores: Tensor) -> TopK:
+            logits = self.bend(scores)
+            indices = topk_by_id(logits, k).indices
+            return TopK(log_entmax(logits, self.alpha).gather(-1, indices), indices)
+
+        flat = self.divide(hidden.reshape(-1, self.in_features))
+        found = topk_of_logits(best, flat, self.weight, self.exact_bias(), k)
+        return TopK(*(x.view(*hidden.shape[:-1], k) for x in found))
 
     def log_partition(self, hidden: Tensor) -> Tensor:
         r"""Return A of each row (...): what to take from the logits to make $\exp_\alpha$ of them sum to one.

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from vastmax.heads.base import Head, Table
-from vastmax.heads.running_topk import topk_in_blocks
+from vastmax.heads.running_topk import topk_of_logits
 from vastmax.heads.targets import unmasked
 from vastmax.scoring import linear_cross_entropy, linear_logits
 from vastmax.scoring.top import TopK, topk_by_id
-from vastmax.validation import check_finite, check_per_class, check_positive_int
+from vastmax.validation import check_finite, check_k, check_per_class, check_positive_int
 
 
 class Components(NamedTuple):
@@ -148,13 +148,9 @@ class MixtureOfSoftmaxes(Head):
         """Return the exact log-probability of every class: (..., V), in nats, one component after the other."""
         self.check(hidden)
         log_share, rows = self.components(hidden)
-        found = None
-        for m in range(self.num_mixtures):
-            part = linear_logits(rows[..., m, :], self.weight, linear_bias=self.bias).log_softmax(-1)
-            part = part + log_share[..., m, None]
-            found = part if found is None else _log_add(found, part)
-        assert found is not None
-        return found
+        return _mixed(
+            log_share, (linear_logits(part, self.weight, linear_bias=self.bias) for part in rows.unbind(-2))
+        )
 
     @torch.no_grad()
     def topk(self, hidden: Tensor, k: int) -> TopK:
@@ -164,13 +160,17 @@ class MixtureOfSoftmaxes(Head):
             `(values, indices)`, each (..., k): exact log-probabilities, falling, and class ids.
         """
         self.check(hidden)
-        return topk_in_blocks(
-            lambda rows, k: topk_by_id(self.log_prob(rows), k),
-            hidden,
-            k,
-            num_classes=self.num_classes,
-            width=3 * self.num_classes,  # the mixture so far, a component, and their sum
+        k = check_k(k, self.num_classes)
+        log_share, components = self.components(hidden.reshape(-1, self.in_features))
+
+        def best(rows: slice, logits: Tensor) -> TopK:
+            of_components = logits.view(-1, self.num_mixtures, self.num_classes).unbind(1)
+            return topk_by_id(_mixed(log_share[rows], of_components), k)
+
+        found = topk_of_logits(
+            best, components.flatten(0, 1), self.weight, self.bias, k, together=self.num_mixtures
         )
+        return TopK(*(x.view(*hidden.shape[:-1], k) for x in found))
 
     def log_partition(self, hidden: Tensor) -> Tensor:
         """Return zeros (...): each softmax normalises itself, and the shares sum to one."""
@@ -210,6 +210,16 @@ def _mixed_nll(log_share: Tensor, nll: Tensor) -> Tensor:
     probable = rest < 0.5
     near = -torch.log1p(-rest.masked_fill(~probable, 0.0))
     return torch.where(probable, near, -(log_share - nll).logsumexp(-1))
+
+
+def _mixed(log_share: Tensor, logits: Iterable[Tensor]) -> Tensor:
+    """Return the log-probabilities (..., V) of components with shares (..., M), from the logits of each in turn."""
+    found = None
+    for share, of_component in zip(log_share.unbind(-1), logits, strict=True):
+        part = of_component.log_softmax(-1) + share.unsqueeze(-1)
+        found = part if found is None else _log_add(found, part)
+    assert found is not None
+    return found
 
 
 def _log_add(a: Tensor, b: Tensor) -> Tensor:

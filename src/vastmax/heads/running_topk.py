@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vastmax.scoring.blocks import BLOCK_ELEMENTS
+from vastmax.scoring.logit_parts import logit_blocks, logit_dtype
 from vastmax.scoring.top import TopK, best_of
 from vastmax.validation import check_k
 
@@ -72,7 +73,37 @@ def topk_in_blocks(
         TypeError, ValueError: k is not an integer from 1 to num_classes.
     """
     k = check_k(k, num_classes)
-    rows = hidden.shape[:-1]
-    blocks = hidden.reshape(-1, hidden.shape[-1]).split(max(1, BLOCK_ELEMENTS // max(width, k)))
-    values, indices = zip(*(find(block, k) for block in blocks), strict=True)
-    return TopK(torch.cat(values).view(*rows, k), torch.cat(indices).view(*rows, k))
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    found, done = None, 0
+    for block in flat.split(max(1, BLOCK_ELEMENTS // max(width, k))):
+        best = find(block, k)
+        # Into tensors that were there before: see `LogitBlock.parts`.
+        found = found or TopK(*(x.new_empty(len(flat), k) for x in best))
+        for kept, new in zip(found, best, strict=True):
+            kept[done : done + len(block)] = new
+        done += len(block)
+    assert found is not None
+    return TopK(*(x.view(*hidden.shape[:-1], k) for x in found))
+
+
+def topk_of_logits(
+    best: Callable[[slice, Tensor], TopK],
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    k: int,
+    *,
+    together: int = 1,
+) -> TopK:
+    """Return what `best` finds in the logits (n, V) of all rows of hidden (N, d), a few of them at a time.
+
+    Rows that are `together`, see `logit_blocks`, have one answer (k,).
+    """
+    values = hidden.new_empty(len(hidden) // together, k, dtype=logit_dtype(hidden, weight))
+    found = TopK(values, torch.empty_like(values, dtype=torch.int64))
+    with torch.autocast(hidden.device.type, enabled=False):
+        for block in logit_blocks(hidden, weight, bias, together=together):
+            for rows, logits in block.parts():
+                answers = slice(rows.start // together, rows.stop // together)
+                found.values[answers], found.indices[answers] = best(answers, logits)
+    return found
