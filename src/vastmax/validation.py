@@ -10,6 +10,9 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+SUMMED_ELEMENTS = 1 << 18
+"""Numbers converted at a time on the way to a sum of many."""
+
 LARGEST_INT = 2**63 - 1
 """The largest size and id that torch has."""
 
@@ -208,13 +211,25 @@ def check_distribution(name: str, probability: Tensor, shape: Sequence[int]) -> 
     dtype, num_classes = torch.finfo(probability.dtype), probability.shape[-1]
     rounding = max(dtype.eps, torch.finfo(torch.float32).eps * max(4.0, num_classes**0.5))
     tolerance = 4 * rounding + num_classes * dtype.smallest_normal * dtype.eps
-    sums = probability.detach().double().sum(-1)
-    if (probability < 0).any() or not ((sums - 1).abs() <= tolerance).all():
+    sums = sums_of_rows(probability.detach(), torch.float64)
+    below = probability.numel() > 0 and probability.amin() < 0
+    if below or not ((sums - 1).abs() <= tolerance).all():
         worst = sums.flatten()[(sums - 1).abs().argmax()].item()
         least = probability.min().item()
         raise ValueError(
             f"{name}: expected probabilities that sum to 1, got a sum of {worst:g}, a smallest entry of {least:g}"
         )
+
+
+def sums_of_rows(values: Tensor, dtype: torch.dtype, weight: Tensor | None = None) -> Tensor:
+    """Return the sums (...) of values (..., V), each times its `weight` (V,), without another tensor as large."""
+    flat = values.reshape(-1, values.shape[-1])
+    sums = torch.empty(len(flat), dtype=dtype, device=values.device)
+    step = max(1, SUMMED_ELEMENTS // max(values.shape[-1], 1))
+    for start in range(0, len(flat), step):
+        rows = flat[start : start + step].to(dtype)
+        sums[start : start + step] = rows.sum(-1) if weight is None else rows @ weight.to(dtype)
+    return sums.view(values.shape[:-1])
 
 
 def check_class_rows(name: str, weight: Tensor) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vastmax.heads.flat import FlatHead
-from vastmax.heads.targets import shares
+from vastmax.heads.targets import rows_that_count, shares
 from vastmax.reduction import reduce_rows
 from vastmax.scoring import linear_logits, linear_loss
 from vastmax.scoring.links import LogSigmoid
@@ -85,20 +85,17 @@ class OneVsAll(FlatHead):
         """
         self.check(hidden, target, sample_weight, target_weight)
         if target.is_floating_point():
-            rows: tuple[Tensor, ...] = (target,)
+            rows = [target]
             ignored = torch.zeros(target.shape[:-1], dtype=torch.bool, device=target.device)
         else:
             several = target.ndim == hidden.ndim
             classes, counted, _ = shares(hidden, target, self.ignore_index, target_weight)
             truth = counted.to(hidden.dtype) if target_weight is None else target_weight.masked_fill(~counted, 0.0)
-            rows = truth, classes
+            rows = [truth, classes]
             ignored = torch.zeros_like(counted[..., 0]) if several else ~counted[..., 0]
+        hidden, *rows = rows_that_count(ignored, hidden, *rows)
         found = linear_loss(
-            self._logistic,
-            self.divide(hidden[~ignored]),
-            self.weight,
-            linear_bias=self.exact_bias(),
-            rows=[x[~ignored] for x in rows],
+            self._logistic, self.divide(hidden), self.weight, linear_bias=self.exact_bias(), rows=rows
         )
         loss = found.new_zeros(ignored.shape).masked_scatter(~ignored, found)
         return reduce_rows(loss, reduction=self.reduction, weight=sample_weight, ignored=ignored)
@@ -129,8 +126,8 @@ class OneVsAll(FlatHead):
         shape = (*rows, self.num_classes)
         if target.shape != shape:
             raise ValueError(f"target: expected shape {shape}, how true each label is, got {tuple(target.shape)}")
-        outside = ~((target >= 0) & (target <= 1))
-        if outside.any():
+        if target.numel() > 0 and not ((target.amin() >= 0) & (target.amax() <= 1)):
+            outside = ~((target >= 0) & (target <= 1))
             raise ValueError(f"target: expected labels in [0, 1], got {target[outside][0].item():g}")
 
     def label_log_prob(self, hidden: Tensor) -> Tensor:

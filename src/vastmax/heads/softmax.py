@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vastmax.heads.flat import FlatHead
-from vastmax.heads.targets import mean_weight, no_share, shares
+from vastmax.heads.targets import mean_class_weight, mean_weight, no_share, rows_that_count, shares
 from vastmax.reduction import reduce_rows
 from vastmax.scoring import linear_cross_entropy, linear_soft_cross_entropy
 from vastmax.scoring.cross_entropy import check_filter_eps
@@ -133,12 +133,15 @@ class Softmax(FlatHead):
         ignored = no_share(share)
         if sample_weight is not None:
             ignored = ignored | (sample_weight == 0)
-        share = share.to(torch.promote_types(hidden.dtype, torch.promote_types(self.weight.dtype, torch.float32)))
+        if classes is not None:
+            share = share.to(
+                torch.promote_types(hidden.dtype, torch.promote_types(self.weight.dtype, torch.float32))
+            )
+        counted = rows_that_count(ignored, hidden, share, *(() if classes is None else (classes,)))
         found = linear_soft_cross_entropy(
-            self.divide(hidden[~ignored]),
+            self.divide(counted[0]),
             self.weight,
-            share[~ignored],
-            None if classes is None else classes[~ignored],
+            *counted[1:],
             linear_bias=self.exact_bias(),
             weight=self.class_weight,
             logit_adjustment=self.logit_adjustment,
@@ -151,7 +154,10 @@ class Softmax(FlatHead):
         mass = None
         if self.class_weight is not None:
             weight = self.class_weight.to(loss.dtype)
-            mass = mean_weight(share * (weight if classes is None else weight[classes]), share)
+            if classes is None:
+                mass = mean_class_weight(share, weight)
+            else:
+                mass = mean_weight(share * weight[classes], share)
         return reduce_rows(loss, reduction=self.reduction, weight=sample_weight, mass=mass, ignored=ignored)
 
     def extra_repr(self) -> str:

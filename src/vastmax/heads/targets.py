@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vastmax.reduction import reduce_rows
-from vastmax.validation import check_distinct, check_finite
+from vastmax.validation import check_distinct, check_finite, sums_of_rows
 
 RowLoss = Callable[[Tensor, Tensor], Tensor]
 """The loss (N,) of hidden (N, d) and one true class each, target (N,)."""
@@ -57,6 +57,19 @@ def mean_weight(weighted_share: Tensor, share: Tensor) -> Tensor:
     """Return the mean class weight (...) of the rows' targets; 0 where the target has no share."""
     total = share.sum(-1)
     return weighted_share.sum(-1) / torch.where(total == 0, torch.ones_like(total), total)
+
+
+def mean_class_weight(probability: Tensor, class_weight: Tensor) -> Tensor:
+    """Return the mean class weight (...) of targets that are the classes' probabilities (..., V)."""
+    dtype = class_weight.dtype
+    return sums_of_rows(probability, dtype, class_weight) / sums_of_rows(probability, dtype)
+
+
+def rows_that_count(ignored: Tensor, *tensors: Tensor) -> list[Tensor]:
+    """Return the rows (M, ...) of tensors that are not ignored (...), which are no copies where all count."""
+    if ignored.any():
+        return [x[~ignored] for x in tensors]
+    return [x.reshape(-1, *x.shape[ignored.ndim :]) for x in tensors]
 
 
 def shares(
