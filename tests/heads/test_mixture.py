@@ -6,7 +6,6 @@ from largest_tensor import LargestTensor
 from torch import nn
 
 from vastmax import heads
-from vastmax.heads import running_topk
 from vastmax.scoring import blocks
 
 V, D, M = 7, 4, 3
@@ -74,8 +73,7 @@ def test_components_far_apart_stay_finite():
 
 def test_holds_no_tensor_of_all_logits(monkeypatch):
     block, n, num_classes = 1 << 12, 64, 1001
-    for module in (blocks, running_topk):
-        monkeypatch.setattr(module, "BLOCK_ELEMENTS", block)
+    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", block)
     head = heads.MixtureOfSoftmaxes(8, num_classes, M)
     hidden, target = torch.randn(n, 8, requires_grad=True), torch.randint(num_classes, (n,))
     with LargestTensor() as made:

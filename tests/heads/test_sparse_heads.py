@@ -6,7 +6,7 @@ from largest_tensor import LargestTensor
 
 from vastmax import functional as F
 from vastmax.functional import entmax, entmax_loss, log_entmax, topk_softmax, topk_softmax_loss
-from vastmax.heads import Entmax, TopKSoftmax, running_topk
+from vastmax.heads import Entmax, TopKSoftmax
 from vastmax.scoring import blocks
 
 D, V, K = 4, 9, 3
@@ -39,7 +39,6 @@ def make(request):
 @pytest.fixture(autouse=True)
 def one_row_at_a_time(monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", 4 * V)
-    monkeypatch.setattr(running_topk, "BLOCK_ELEMENTS", 4 * V)
 
 
 def batch(*rows):
