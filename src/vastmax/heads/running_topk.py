@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vastmax.scoring.blocks import BLOCK_ELEMENTS
+from vastmax.scoring.every_class import check_linear
 from vastmax.scoring.logit_parts import logit_blocks, logit_dtype
 from vastmax.scoring.top import TopK, best_of
 from vastmax.validation import check_k
@@ -99,6 +100,7 @@ def topk_of_logits(
 
     Rows that are `together`, see `logit_blocks`, have one answer (k,).
     """
+    check_linear(hidden, weight, bias)
     values = hidden.new_empty(len(hidden) // together, k, dtype=logit_dtype(hidden, weight))
     found = TopK(values, torch.empty_like(values, dtype=torch.int64))
     with torch.autocast(hidden.device.type, enabled=False):
