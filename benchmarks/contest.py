@@ -47,6 +47,7 @@ def rows_of(
                 seconds=Seconds.of(measured.seconds) if measured.median is not None else None,
                 floor=(floors or {}).get(name, floor),
                 peak_bytes=measured.peak_bytes,
+                resident_bytes=measured.resident_bytes,
                 ratios=ratios,
                 targets=tuple(targets(name)) if targets is not None else (),
                 note=measured.problem,

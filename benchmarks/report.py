@@ -94,15 +94,16 @@ def target_table(rows: list[Row]) -> str:
 def table(rows: list[Row]) -> str:
     """Return the rows of one measure."""
     lines = [
-        "| implementation | time | least to most (rounds) | floor | times the floor | memory | ratios |",
-        "|" + "---|" * 7,
+        "| implementation | time | least to most (rounds) | floor | times the floor | tensors | resident "
+        "| ratios |",
+        "|" + "---|" * 8,
     ]
     for row in rows:
         spread = ""
         if row.seconds is not None:
             spread = f"{duration(row.seconds.least)} to {duration(row.seconds.most)} ({row.seconds.rounds})"
         over = "" if row.over_floor is None else f"{row.over_floor:.3g}"
-        memory = "" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:,.1f} MB"
+        memory = " | ".join(megabytes(peak) for peak in (row.peak_bytes, row.resident_bytes))
         ratios = ", ".join(f"{name}: {ratio:.3g}" for name, ratio in row.ratios.items())
         lines.append(
             f"| {row.implementation}{classes(row)} | {time_of(row)} | {spread} | {floor_of(row)} | {over} "
@@ -111,6 +112,11 @@ def table(rows: list[Row]) -> str:
     floors = dict.fromkeys(row.floor.kind for row in rows if row.floor is not None)
     kinds = "".join(f"\nFloor: {kind}.\n" for kind in floors)
     return "\n".join(lines) + "\n" + kinds
+
+
+def megabytes(peak: int | None) -> str:
+    """Return a peak of memory, if there is one."""
+    return "" if peak is None else f"{peak / 1e6:,.1f} MB"
 
 
 def classes(row: Row) -> str:

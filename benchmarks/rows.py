@@ -62,6 +62,7 @@ class Row:
         seconds: of its rounds; None if it could not be measured.
         floor: what it is held against.
         peak_bytes: the most that tensors held at once, beyond those there before.
+        resident_bytes: the most that a process of its own had of the system, beyond what it had before.
         ratios: to named peers, and other figures without a unit.
         targets: the bounds that its figures are held to.
         note: why there is no figure, or what to know of it.
@@ -73,6 +74,7 @@ class Row:
     seconds: Seconds | None = None
     floor: Floor | None = None
     peak_bytes: int | None = None
+    resident_bytes: int | None = None
     ratios: dict[str, float] = field(default_factory=dict)
     targets: tuple[Target, ...] = ()
     note: str = ""

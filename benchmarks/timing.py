@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from benchmarks.alone import resident_peak_alone
 from benchmarks.rows import without_folders
 from vastmax.study.memory import peak_memory
 
@@ -62,6 +63,7 @@ class Measured:
 
     seconds: list[float] = field(default_factory=list)
     peak_bytes: int | None = None
+    resident_bytes: int | None = None
     problem: str = ""
 
     @property
@@ -79,6 +81,7 @@ class Measured:
 def side_by_side(
     contenders: Mapping[str, Callable[[], Timer]],
     *,
+    floors: Mapping[str, Callable[[], Timer]] | None = None,
     rounds: int,
     seconds: float = 0.0,
     memory: bool = False,
@@ -88,17 +91,22 @@ def side_by_side(
 
     Args:
         contenders: by name, what prepares a contender and returns its timer.
+        floors: bare products, reads and copies that are timed in turn with them, and no more.
         rounds: counted rounds at least.
         seconds: go on until so much time has gone by since the first counted round.
-        memory: take the peak memory of the calls in this process, in a round before the counted ones.
+        memory: take the peak memory of the contenders' calls: of tensors in this process, in a round before the
+            counted ones, and resident in a process of its own each, for which what prepares one is pickled.
         warm: the code has run before, on a smaller problem: the first round counts, with or without memory. Only
             for calls of many seconds, beside which what the memory's profiler takes is nothing.
     """
-    found = {name: Measured() for name in contenders}
+    every = {**contenders, **(floors or {})}
+    found = {name: Measured() for name in every}
     timers: dict[str, Timer] = {}
-    for name, prepare in contenders.items():
+    for name, prepare in every.items():
         with problem_of(found[name]):
             timers[name] = prepare()
+            if memory and name in contenders and of_this_process(timers[name]):
+                found[name].resident_bytes = resident_peak_alone(prepare)
     gc.collect()
     start = time.perf_counter()
     for number in itertools.count(1 if warm else 0):
@@ -106,17 +114,22 @@ def side_by_side(
             start = time.perf_counter()
         if number > rounds and (time.perf_counter() - start > seconds or number > MOST_ROUNDS):
             break
-        profiled = memory and number == int(warm)
+        profiled = contenders.keys() if memory and number == int(warm) else ()
         # In an order of each round's own: what comes before leaves its things in the caches, and takes memory away.
         order = random.Random(number).sample(list(timers), len(timers))
         for name, timer in ((name, timers[name]) for name in order):
             if found[name].problem:
                 continue
             with problem_of(found[name]), no_collection():
-                spent = with_memory(timer, found[name]) if profiled else timer()
+                spent = with_memory(timer, found[name]) if name in profiled else timer()
                 if number > 0:
                     found[name].seconds.append(spent)
     return found
+
+
+def of_this_process(timer: Timer) -> bool:
+    """Whether what a timer times takes memory of the system for a process like this one."""
+    return isinstance(timer, Wall) and timer.device.type == "cpu"
 
 
 def with_memory(timer: Timer, measured: Measured) -> float:

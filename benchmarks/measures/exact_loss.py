@@ -60,7 +60,7 @@ def cut_cross_entropy(given: Problem) -> Timer:
     """The path that the package has for CPUs: compiled torch."""
     from cut_cross_entropy import linear_cross_entropy as theirs
 
-    return forward_backward(lambda *args: theirs(*args, impl="torch_compile"), given)
+    return forward_backward(partial(theirs, impl="torch_compile"), given)
 
 
 def contenders(given: Problem, *, full: bool) -> dict[str, Callable[[], Timer]]:
@@ -129,7 +129,11 @@ def run(settings: Settings) -> list[Row]:
     half = [Products(rows, classes, FEATURES, block, torch.bfloat16, most_blocks=2) for block in BLOCKS]
     bare = {f"{product}": product.prepare for product in single + half}
     found = side_by_side(
-        contenders(given, full=settings.full) | bare, rounds=settings.rounds, memory=True, warm=settings.scale == 1
+        contenders(given, full=settings.full),
+        floors=bare,
+        rounds=settings.rounds,
+        memory=True,
+        warm=settings.scale == 1,
     )
     floor = best_products(single, [found[f"{product}"] for product in single])
     half_floor = best_products(half, [found[f"{product}"] for product in half])

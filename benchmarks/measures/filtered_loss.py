@@ -14,7 +14,7 @@ from torch.nn import functional
 from benchmarks.contest import inverse, rows_of
 from benchmarks.floors import Products, best_products
 from benchmarks.language_model import Batch, trained_batch
-from benchmarks.measures.exact_loss import BLOCKS, Problem, forward_backward, gradient_error
+from benchmarks.measures.exact_loss import BLOCKS, Loss, Problem, forward_backward, gradient_error
 from benchmarks.rows import Floor, Row, Target
 from benchmarks.settings import Settings
 from benchmarks.timing import Timer, side_by_side
@@ -29,18 +29,14 @@ FILTERS: dict[str, dict[str, Any]] = {
 TORCH = "torch linear + cross_entropy"
 
 
-def loss_of(batch: Batch, **options: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def loss_of(batch: Batch, **options: Any) -> Loss:
     """Ours with the model's biases."""
     return partial(linear_cross_entropy, linear_bias=batch.bias, **options)
 
 
-def torch_plain(batch: Batch) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def torch_plain(hidden: Tensor, weight: Tensor, target: Tensor, *, bias: Tensor) -> Tensor:
     """Form every logit."""
-
-    def loss(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-        return functional.cross_entropy(functional.linear(hidden, weight, batch.bias), target)
-
-    return loss
+    return functional.cross_entropy(functional.linear(hidden, weight, bias), target)
 
 
 def run(settings: Settings) -> list[Row]:
@@ -48,14 +44,15 @@ def run(settings: Settings) -> list[Row]:
     batch = trained_batch(settings)
     given: Problem = (batch.hidden, batch.weight, batch.target)
     filtered = {name: loss_of(batch, **options) for name, options in FILTERS.items()}
-    losses = {OURS: loss_of(batch), **filtered, TORCH: torch_plain(batch)}
+    plain: Loss = partial(torch_plain, bias=batch.bias)
+    losses = {OURS: loss_of(batch), **filtered, TORCH: plain}
     contenders: dict[str, Callable[[], Timer]] = {
         name: partial(forward_backward, loss, given) for name, loss in losses.items()
     }
     rows, classes, features = *batch.hidden.shape[:1], *batch.weight.shape
     products = [Products(rows, classes, features, block) for block in BLOCKS]
     bare = {f"{product}": product.prepare for product in products}
-    found = side_by_side(contenders | bare, rounds=settings.rounds, memory=True)
+    found = side_by_side(contenders, floors=bare, rounds=settings.rounds, memory=True)
     floor = best_products(products, [found.pop(name) for name in bare])
     forward = None if floor is None else Floor(floor.seconds / 3, "the forward product alone of " + floor.kind)
     errors = {

@@ -116,7 +116,7 @@ def exact_loss(settings: Settings, rows: int, features: int, classes: int, dtype
     }
     products = [Products(rows, classes, features, block, dtype, device=DEVICE) for block in BLOCKS]
     bare = {f"{product}": product.prepare for product in products}
-    found = side_by_side(contenders | bare, rounds=settings.rounds, seconds=settings.seconds, memory=True)
+    found = side_by_side(contenders, floors=bare, rounds=settings.rounds, seconds=settings.seconds, memory=True)
     floor = best_products(products, [found.pop(name) for name in bare])
     right = reference(given)
     errors = {}
@@ -159,10 +159,9 @@ def sampled_steps(settings: Settings) -> list[Row]:
         "vastmax SampledSoftmax, in backward": partial(ours, heads.SampledSoftmax, in_backward=True),
         "vastmax NCE, RowwiseAdagrad": partial(ours, heads.NCE, in_backward=False),
         by_hand: theirs,
-        "floor": products.prepare,
     }
-    contenders |= row_reads(torch.randn(classes, STEP_FEATURES, device=DEVICE))
-    found = side_by_side(contenders, rounds=settings.rounds, seconds=settings.seconds, memory=True)
+    bare = {"floor": products.prepare} | row_reads(torch.randn(classes, STEP_FEATURES, device=DEVICE))
+    found = side_by_side(contenders, floors=bare, rounds=settings.rounds, seconds=settings.seconds, memory=True)
     row_bytes = 4 * STEP_FEATURES
     read = row_floor(3 * (rows + samples) * row_bytes, "rows read, updated", row_rates(found, row_bytes))
     floor = sum_of(products.floor(found.pop("floor")), read)

@@ -51,7 +51,8 @@ def run(settings: Settings) -> list[Row]:
     products = [Products(rows, rows, FEATURES, block, most_blocks=2) for block in BLOCKS]
     bare = {f"{product}": product.prepare for product in products}
     found = side_by_side(
-        contenders(rows) | bare,
+        contenders(rows),
+        floors=bare,
         rounds=settings.rounds if settings.full else min(settings.rounds, 2),
         memory=True,
         warm=settings.scale == 1,

@@ -69,8 +69,8 @@ def run(settings: Settings) -> list[Row]:
             "vastmax, RowwiseAdagrad": partial(ours, rows, classes, in_backward=False),
             IN_BACKWARD: partial(ours, rows, classes, in_backward=True),
             EAGER: partial(by_hand, rows, classes),
-        }
-        | row_reads(torch.randn(classes, FEATURES)),
+        },
+        floors=row_reads(torch.randn(classes, FEATURES)),
         rounds=settings.rounds,
         seconds=2 * settings.seconds,
         memory=True,

@@ -84,9 +84,14 @@ def among_themselves(settings: Settings, made: Steps, loss: str, exact: Mapping[
         "torch by hand, SparseAdam": partial(made.by_hand, loss, "SparseAdam"),
         TENSORFLOW: partial(made.tensorflow, loss, "keras"),
         "TensorFlow, sparse Adagrad": partial(made.tensorflow, loss, "sparse"),
-        "floor": products.prepare,
     }
-    found = side_by_side(contenders, rounds=settings.rounds, seconds=settings.seconds, memory=True)
+    found = side_by_side(
+        contenders,
+        floors={"floor": products.prepare},
+        rounds=settings.rounds,
+        seconds=settings.seconds,
+        memory=True,
+    )
     floor = products.floor(found.pop("floor"))
 
     def targets(name: str) -> list[Target]:
@@ -113,8 +118,8 @@ def run(settings: Settings) -> list[Row]:
     }
     contenders[EXACT] = partial(made.exact, None)
     contenders["torch linear + cross_entropy, fused Adagrad"] = partial(made.exact, True)
-    contenders["floor"] = products.prepare
-    exact = side_by_side(contenders, rounds=settings.rounds, memory=True)
+    bare = {"floor": products.prepare}
+    exact = side_by_side(contenders, floors=bare, rounds=settings.rounds, memory=True)
     floor = products.floor(exact["floor"])
     theirs = {name: measured for name, measured in exact.items() if name.startswith("torch")}
     rows = [row for loss in LOSSES for row in among_themselves(settings, made, loss, exact)]

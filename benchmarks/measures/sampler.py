@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,15 +26,30 @@ def counts_of(num_classes: int) -> torch.Tensor:
     return counts[torch.randperm(num_classes, generator=generator)]
 
 
+def cumulative_sum(counts: torch.Tensor) -> np.ndarray[Any, Any]:
+    """What a binary search needs."""
+    return np.cumsum(counts.numpy() ** 0.75)
+
+
+def searched(cumulative: torch.Tensor) -> torch.Tensor:
+    """Draw by a binary search."""
+    return torch.searchsorted(cumulative, torch.rand(DRAWS, dtype=torch.float64), right=True)
+
+
+def multinomial(weight: torch.Tensor) -> torch.Tensor:
+    """Draw by torch."""
+    return torch.multinomial(weight, DRAWS, replacement=True)
+
+
 def build(settings: Settings, num_classes: int) -> list[Row]:
     """Measure the construction."""
     counts = counts_of(num_classes)
     found = side_by_side(
         {
-            "vastmax Unigram": lambda: Wall(lambda: samplers.Unigram(counts)),
-            "numpy cumulative sum": lambda: Wall(lambda: np.cumsum(counts.numpy() ** 0.75)),
-            "copy": copy_elements(num_classes),
+            "vastmax Unigram": partial(Wall, partial(samplers.Unigram, counts)),
+            "numpy cumulative sum": partial(Wall, partial(cumulative_sum, counts)),
         },
+        floors={"copy": copy_elements(num_classes)},
         rounds=settings.rounds,
         memory=True,
     )
@@ -56,21 +73,23 @@ def draw(settings: Settings, num_classes: int) -> list[Row]:
     cumulative /= cumulative[-1].clone()
     noise = samplers.Unigram(counts)
 
-    def searched() -> Timer:
-        return Wall(lambda: torch.searchsorted(cumulative, torch.rand(DRAWS, dtype=torch.float64), right=True))
-
     def entries() -> Timer:
         table = torch.zeros(num_classes, 2)
         ids = torch.randint(num_classes, (DRAWS,))
         return Wall(lambda: table.index_select(0, ids))
 
     contenders: dict[str, Callable[[], Timer]] = {
-        "vastmax Unigram": lambda: Wall(lambda: noise.sample(DRAWS)),
-        "torch cumulative sum + searchsorted": searched,
-        "torch.multinomial": lambda: Wall(lambda: torch.multinomial(weight, DRAWS, replacement=True)),
-        "entries": entries,
+        "vastmax Unigram": partial(Wall, partial(noise.sample, DRAWS)),
+        "torch cumulative sum + searchsorted": partial(Wall, partial(searched, cumulative)),
+        "torch.multinomial": partial(Wall, partial(multinomial, weight)),
     }
-    found = side_by_side(contenders, rounds=settings.rounds, seconds=settings.seconds / 2, memory=True)
+    found = side_by_side(
+        contenders,
+        floors={"entries": entries},
+        rounds=settings.rounds,
+        seconds=settings.seconds / 2,
+        memory=True,
+    )
     read = found.pop("entries")
     floor = None
     if read.median is not None:

@@ -32,6 +32,7 @@ def test_json_keeps_a_row_and_says_what_follows_from_it():
         seconds=Seconds.of([3.0, 1.0, 2.0]),
         floor=Floor(0.5, "products"),
         peak_bytes=7,
+        resident_bytes=9,
         ratios={"over torch": 0.25},
         targets=(Target("over torch", 0.25, 0.5), Target("draws", None, 20.0, at_most=False, unit="M/s")),
         note="of three rounds",
@@ -59,7 +60,7 @@ def test_ratios_are_medians_of_the_rounds_and_not_ratios_of_medians():
 
 def test_rows_have_the_floor_and_the_ratios_of_their_implementation():
     found = {
-        "ours": Measured([1.0, 1.0], peak_bytes=10),
+        "ours": Measured([1.0, 1.0], peak_bytes=10, resident_bytes=12),
         "theirs": Measured([4.0, 4.0], peak_bytes=40),
         "broken": Measured(problem="TypeError: no such option"),
     }
@@ -73,6 +74,7 @@ def test_rows_have_the_floor_and_the_ratios_of_their_implementation():
         targets=lambda name: [Target("over theirs", found[name].over(found["theirs"]), 0.5)],
     )
     ours, theirs, broken = rows
+    assert (ours.peak_bytes, ours.resident_bytes) == (10, 12)
     assert (ours.ratios, theirs.ratios, broken.ratios) == ({"over theirs": 0.25}, {}, {})
     assert (ours.over_floor, theirs.over_floor, broken.over_floor) == (2.0, 2.0, None)
     assert [row.targets[0].met for row in rows] == [True, False, False]

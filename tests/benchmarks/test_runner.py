@@ -36,6 +36,7 @@ ROWS = [
         seconds=Seconds.of([0.01, 0.012, 0.011]),
         floor=Floor(0.01, "3 matrix products"),
         peak_bytes=3_000_000,
+        resident_bytes=5_000_000,
         ratios={"over torch": 0.5},
         targets=(Target("over torch", 0.5, 1.0), Target("draws", 15.0, 20.0, at_most=False, unit="M/s")),
     )
@@ -145,8 +146,8 @@ def test_the_report_has_every_figure(tmp_path):
     page = (tmp_path / "bench.md").read_text()
     met = "| sampled step | vastmax, V = 10 | 11 ms | 10 ms | over torch <= 1 | 0.5 | yes |"
     missed = "| sampled step | vastmax, V = 10 | 11 ms | 10 ms | draws >= 20 M/s | 15 M/s | **no** |"
-    row = "| vastmax, V = 100 | 11 ms | 10 ms to 12 ms (3) | 10 ms | 1.1 | 3.0 MB | over torch: 0.5 |"
-    absent = "| TensorFlow, V = 10 | not installed |  |  |  |  | not installed: tensorflow |"
+    row = "| vastmax, V = 100 | 11 ms | 10 ms to 12 ms (3) | 10 ms | 1.1 | 3.0 MB | 5.0 MB | over torch: 0.5 |"
+    absent = "| TensorFlow, V = 10 | not installed |  |  |  |  |  | not installed: tensorflow |"
     for line in (met, missed, row, absent):
         assert line in page.splitlines()
     assert "Floor: 3 matrix products." in page

@@ -1,5 +1,7 @@
 """Timing: in turn, one's failure is not the others', and peaks are those of the call."""
 
+import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -82,13 +84,24 @@ def test_an_interrupt_is_no_failure_of_a_contender():
         side_by_side({"A": lambda: stopped}, rounds=1)
 
 
+def summed_zeros(size):
+    return torch.zeros(size).sum()
+
+
 @pytest.mark.parametrize("warm", [False, True])
-def test_the_peak_is_that_of_the_call(warm):
-    small, large = (lambda size=size: Wall(lambda: torch.zeros(size).sum()) for size in (1000, 1_000_000))
-    found = side_by_side({"small": small, "large": large}, rounds=1, memory=True, warm=warm)
+def test_the_peaks_are_those_of_the_call(warm):
+    small, large = (partial(Wall, partial(summed_zeros, size)) for size in (1000, 10_000_000))
+    floors = {"floor": lambda: Wall(lambda: summed_zeros(10))}
+    found = side_by_side({"small": small, "large": large}, floors=floors, rounds=1, memory=True, warm=warm)
     assert 4000 <= found["small"].peak_bytes < 100_000
-    assert 4_000_000 <= found["large"].peak_bytes < 4_100_000
-    assert side_by_side({"small": small}, rounds=1)["small"].peak_bytes is None
+    assert 40_000_000 <= found["large"].peak_bytes < 40_100_000
+    if sys.platform == "linux":
+        assert 0 <= found["small"].resident_bytes < 4_000_000
+        assert 39_000_000 <= found["large"].resident_bytes < 44_000_000  # the kernel counts in batches
+    assert found["floor"].peak_bytes is found["floor"].resident_bytes is None
+    assert len(found["floor"].seconds) == 1
+    bare = side_by_side({"small": small}, rounds=1)["small"]
+    assert bare.peak_bytes is bare.resident_bytes is None
 
 
 def test_short_calls_beside_long_ones_are_medians_of_several():

@@ -1,11 +1,12 @@
 """The peak memory of a call, whatever was there before it."""
 
 import gc
+import sys
 
 import pytest
 import torch
 
-from vastmax.study.memory import peak_memory
+from vastmax.study.memory import peak_memory, resident_peak
 
 CPU = torch.device("cpu")
 
@@ -52,3 +53,15 @@ def test_a_collector_that_was_off_stays_off():
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a peak that can be set back is Linux's")
+def test_the_process_grows_by_what_is_written_at_the_worst_moment_and_not_by_what_was_before():
+    before = torch.ones(30_000_000)
+    del before
+
+    def call():
+        for size in (10_000_000, 20_000_000):
+            torch.ones(size)
+
+    assert 79_000_000 <= resident_peak(call) < 84_000_000  # the kernel counts in batches
