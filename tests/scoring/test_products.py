@@ -12,12 +12,9 @@ from vastmax.scoring.products import products, rounds_products
 CPU = torch.device("cpu")
 
 
-def _rounds_within():
-    with products(torch.bfloat16, CPU):
-        return rounds_products()
-
-
-has_products = pytest.mark.skipif(not _rounds_within(), reason="this processor does not round products to bfloat16")
+has_products = pytest.mark.skipif(
+    not rounds_products(), reason="this processor does not round products to bfloat16"
+)
 
 
 def precision():
@@ -66,8 +63,30 @@ def test_where_nothing_is_rounded_it_is_said_once(monkeypatch, caplog, rounds):
     assert ["computed in float32" in message for message in caplog.messages] == ([] if rounds else [True])
 
 
-def test_products_outside_are_not_rounded():
-    assert not rounds_products()
+def test_the_switch_stays_where_the_processor_cannot_be_asked(monkeypatch):
+    def fail():
+        raise RuntimeError("a build without mkldnn")
+
+    before = precision()
+    monkeypatch.setattr(products_module, "rounds_products", fail)
+    monkeypatch.setattr(products_module._rounded, "_told", False)
+    with pytest.raises(RuntimeError, match="without mkldnn"), products(torch.bfloat16, CPU):
+        pass
+    assert precision() == before
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_asking_the_processor_leaves_no_trace_and_takes_no_default(default):
+    before, expected = precision(), rounds_products()
+    torch.set_default_dtype(default)
+    try:
+        with torch.device("meta"):
+            assert rounds_products() == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert precision() == before
+    a = torch.full((64, 64), 1 + 2**-12)
+    assert (a @ a)[0, 0] != 64
 
 
 @has_products

@@ -30,14 +30,15 @@ class _RoundedProducts:
 
     def __enter__(self) -> None:
         with self._lock:
+            # First, for whoever fails to enter does not leave, and would never set the switch back.
+            if not self._told:
+                if not rounds_products():
+                    log.warning("this processor does not round products to bfloat16: they are computed in float32")
+                self._told = True
             if self._within == 0:
                 self._before = _switch.fp32_precision
                 _switch.fp32_precision = "bf16"
             self._within += 1
-            if not self._told:
-                self._told = True
-                if not rounds_products():
-                    log.warning("this processor does not round products to bfloat16: they are computed in float32")
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
@@ -50,12 +51,17 @@ _rounded = _RoundedProducts()
 
 
 def rounds_products() -> bool:
-    """Return whether float32 products made now are of factors rounded to bfloat16, by making one.
+    """Return whether the switch has float32 products round their factors to bfloat16, by making one.
 
     A processor may have bfloat16 instructions, and torch say so, and its float32 products be exact all the same.
     """
-    factor = torch.full((64, 64), 1 + 2**-12)
-    return bool((factor @ factor)[0, 0] == 64)
+    factor = torch.full((64, 64), 1 + 2**-12, dtype=torch.float32, device="cpu")
+    before = _switch.fp32_precision
+    _switch.fp32_precision = "bf16"
+    try:
+        return bool((factor @ factor)[0, 0] == 64)
+    finally:
+        _switch.fp32_precision = before
 
 
 @contextmanager
