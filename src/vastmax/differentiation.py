@@ -16,8 +16,8 @@ def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
 
     Torch's decorator of this name does so only where the gradient that comes in is differentiable. That of a loss
     which is backpropagated as it is, 1, is not: the gradient would then pass for a constant, and a penalty on it
-    would lack the second derivative of the loss in silence. The function has to save its differentiable inputs, by
-    which it is known what such a derivative would be asked by.
+    would lack the second derivative of the loss in silence. The refusal reaches those inputs of the function that
+    it saves for its backward pass: it has to save all that may want a gradient.
     """
 
     @functools.wraps(backward)
@@ -38,9 +38,9 @@ def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _WithoutDerivative(torch.autograd.Function):
-    """Gradients, bound to all that they are made of: whoever asks for their derivative by any of it is refused.
+    """Gradients that depend on all that they are made of, and refuse to be differentiated by any of it.
 
-    Were they constants, torch would take the derivative for 0, as `torch.autograd.functional.hvp` does.
+    If they were constants, torch would take their derivative for 0, as `torch.autograd.functional.hvp` does.
     """
 
     @staticmethod
