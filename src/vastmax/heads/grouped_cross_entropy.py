@@ -11,8 +11,8 @@ from torch import Tensor
 from vastmax.compilation import uncompiled
 from vastmax.differentiation import once_differentiable
 from vastmax.heads.clusters import Clusters
-from vastmax.scoring.blocks import LinearScorer, RowStatistics
-from vastmax.scoring.partition import SplitPartition
+from vastmax.scoring.blocks import LinearScorer
+from vastmax.scoring.partition import RowStatistics, SplitPartition
 
 
 @uncompiled

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from vastmax.scoring.blocks import BLOCK_ELEMENTS
+from vastmax.scoring.class_gradients import arithmetic
 from vastmax.scoring.every_class import check_linear
-from vastmax.scoring.logit_parts import logit_blocks, logit_dtype
+from vastmax.scoring.logit_parts import logit_blocks
 from vastmax.scoring.top import TopK, best_of
 from vastmax.validation import check_k
 
@@ -101,7 +102,7 @@ def topk_of_logits(
     Rows that are `together`, see `logit_blocks`, have one answer (k,).
     """
     check_linear(hidden, weight, bias)
-    values = hidden.new_empty(len(hidden) // together, k, dtype=logit_dtype(hidden, weight))
+    values = hidden.new_empty(len(hidden) // together, k, dtype=arithmetic(hidden, weight))
     found = TopK(values, torch.empty_like(values, dtype=torch.int64))
     with torch.autocast(hidden.device.type, enabled=False):
         for block in logit_blocks(hidden, weight, bias, together=together):

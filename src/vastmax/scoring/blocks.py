@@ -18,7 +18,7 @@ from torch import Tensor
 from vastmax.kernels import implementation
 from vastmax.kernels.reference import BlockSums
 from vastmax.scoring.links import Link
-from vastmax.scoring.partition import SplitPartition, merged
+from vastmax.scoring.partition import RowStatistics, SplitPartition, merged
 from vastmax.scoring.products import products
 
 BLOCK_ELEMENTS = 1 << 25
@@ -42,42 +42,6 @@ MIN_ROUNDED_ROWS = 256
 
 TALL_ROWS = 4096
 """Rows of a block whose class rows must be converted to another dtype: tall, so that each is converted once."""
-
-
-class RowStatistics(NamedTuple):
-    r"""What a loss needs to know of a row's logits; each (N,), in nats.
-
-    Attributes:
-        log_prob: of the target, $\log p_y = s_y - \log Z$.
-        target_logit: $s_y$.
-        log_partition: $\log Z$.
-        weighted_log_prob: $\sum_c v_c \log p_c$ with the scorer's class weights v; 0 without.
-    """
-
-    log_prob: Tensor
-    target_logit: Tensor
-    log_partition: Tensor
-    weighted_log_prob: Tensor
-
-    @classmethod
-    def of(cls, partition: SplitPartition, weighted_log_prob: Tensor) -> RowStatistics:
-        """Put together what a scorer found."""
-        return cls(partition.log_prob, partition.target_logit, partition.log_partition, weighted_log_prob)
-
-    def slopes(self, log_prob: Tensor) -> tuple[Tensor, Tensor]:
-        r"""Return what these gradients of the statistics make of each logit, but for the class weights.
-
-        That is $u p_c$ at other classes than the target, $u = g_Z - g_y$, and at the target $u p_y + g_y + g_s$, as
-        $g_Z p_y + g_y (1 - p_y) + g_s$ with the digits of $1 - p_y$ that a p near 1 has lost.
-
-        Args:
-            log_prob: (N,) of the target, $\log p_y$.
-
-        Returns:
-            u and the target's, each (N,).
-        """
-        of_target = self.log_partition * log_prob.exp() - self.log_prob * torch.expm1(log_prob)
-        return self.log_partition - self.log_prob, of_target + self.target_logit
 
 
 class HeldTile(NamedTuple):
@@ -170,11 +134,11 @@ class LinearScorer:
 
     def row_blocks(self) -> Iterator[slice]:
         """Slices of rows that are finished one after the other."""
-        return _slices(self.hidden.shape[0], self.block_shape().rows)
+        return slices(0, self.hidden.shape[0], max(self.block_shape().rows, 1))
 
     def class_blocks(self) -> Iterator[slice]:
         """Slices of classes within a block of rows."""
-        return _slices(self.weight.shape[0], self.block_shape().classes)
+        return slices(0, self.weight.shape[0], self.block_shape().classes)
 
     def buffer(self) -> Tensor:
         """Memory for the logits that are alive at a time, used again for the next."""
@@ -392,9 +356,10 @@ class LinearScorer:
         )
 
 
-def _slices(total: int, step: int) -> Iterator[slice]:
-    for start in range(0, total, max(step, 1)):
-        yield slice(start, min(start + step, total))
+def slices(start: int, stop: int, step: int) -> Iterator[slice]:
+    """Cut a range into slices of at most `step`."""
+    for first in range(start, stop, step):
+        yield slice(first, min(first + step, stop))
 
 
 def _targets_inside(target: Tensor, classes: slice) -> tuple[Tensor, Tensor]:

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from vastmax.reduction import REDUCTIONS, check_sample_weight, total_weight
-from vastmax.scoring.blocks import LinearScorer, RowStatistics
+from vastmax.scoring.blocks import LinearScorer
 from vastmax.scoring.every_class import check_linear, row_statistics, summed_loss
 from vastmax.scoring.focal import focal
 from vastmax.scoring.links import Link, check_link, link_of
+from vastmax.scoring.partition import RowStatistics
 from vastmax.scoring.products import check_product_dtype
 from vastmax.scoring.soft_cross_entropy import linear_soft_cross_entropy
 from vastmax.validation import (

@@ -12,9 +12,9 @@ from torch.nn import functional
 from vastmax.compilation import uncompiled
 from vastmax.differentiation import graph_of_its_own, once_differentiable
 from vastmax.kernels import has_kernel, implementation
-from vastmax.scoring.blocks import Gradients, LinearScorer, RowStatistics
+from vastmax.scoring.blocks import Gradients, LinearScorer
 from vastmax.scoring.links import Link, SoftCap, check_link
-from vastmax.scoring.partition import SplitPartition
+from vastmax.scoring.partition import RowStatistics, SplitPartition
 from vastmax.validation import (
     check_class_rows,
     check_finite,

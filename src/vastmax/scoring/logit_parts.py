@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vastmax.scoring import blocks
+from vastmax.scoring.class_gradients import arithmetic
 
 PART_ELEMENTS = 1 << 19
 """Logits in a part on a CPU, unless a row for each thread is more: 2 MB in float32. What is made of a part stays in
@@ -43,7 +44,7 @@ class LogitBlock(NamedTuple):
         step = max(1, blocks.BLOCK_ELEMENTS // (COPIES * width))
         if self.logits.device.type == "cpu":
             step = min(step, max(PART_ELEMENTS // width, torch.get_num_threads()))
-        for part in _slices(self.rows, self.together * step):
+        for part in blocks.slices(self.rows.start, self.rows.stop, self.together * step):
             yield LogitRows(part, self.logits[part.start - self.rows.start : part.stop - self.rows.start])
 
 
@@ -56,29 +57,19 @@ def logit_blocks(hidden: Tensor, weight: Tensor, bias: Tensor | None, *, togethe
         bias: (V,) or None.
         together: rows that are not parted, where they belong together: a divisor of N.
     """
-    dtype = logit_dtype(hidden, weight)
+    dtype = arithmetic(hidden, weight)
     num_rows, num_classes = hidden.shape[0], weight.shape[0]
     step = together * max(1, min(blocks.BLOCK_ELEMENTS // num_classes, blocks.HELD_ROWS) // together)
     buffer = torch.empty(min(step, num_rows), num_classes, dtype=dtype, device=hidden.device)
-    for rows in _slices(slice(0, num_rows), step):
+    for rows in blocks.slices(0, num_rows, step):
         logits = buffer[: rows.stop - rows.start]
         for classes in class_blocks(weight, dtype):
             torch.mm(hidden[rows].to(dtype), weight[classes].to(dtype).t(), out=logits[:, classes])
         yield LogitBlock(rows, logits if bias is None else logits.add_(bias.to(dtype)), together)
 
 
-def logit_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
-    """The dtype of the arithmetic: that of the inputs, and at least float32."""
-    return torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
-
-
 def class_blocks(weight: Tensor, dtype: torch.dtype) -> Iterator[slice]:
     """All classes at once, or so few that their rows, converted to another dtype, are one block of memory."""
     num_classes, width = weight.shape
     step = num_classes if weight.dtype == dtype else max(1, blocks.BLOCK_ELEMENTS // max(width, 1))
-    return _slices(slice(0, num_classes), step)
-
-
-def _slices(whole: slice, step: int) -> Iterator[slice]:
-    for start in range(whole.start, whole.stop, step):
-        yield slice(start, min(start + step, whole.stop))
+    return blocks.slices(0, num_classes, step)

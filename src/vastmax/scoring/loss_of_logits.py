@@ -10,8 +10,9 @@ from torch import Tensor
 
 from vastmax.compilation import uncompiled
 from vastmax.differentiation import once_differentiable
+from vastmax.scoring.class_gradients import arithmetic
 from vastmax.scoring.every_class import check_linear
-from vastmax.scoring.logit_parts import LogitRows, class_blocks, logit_blocks, logit_dtype
+from vastmax.scoring.logit_parts import LogitRows, class_blocks, logit_blocks
 from vastmax.validation import shown
 
 LossOfLogits = Callable[..., Tensor]
@@ -33,7 +34,7 @@ class _BlockedLoss(torch.autograd.Function):
     ) -> Tensor:
         ctx.loss, ctx.num_rows = loss, num_rows
         ctx.save_for_backward(hidden, weight, bias, *arguments)
-        found = hidden.new_zeros(0, dtype=logit_dtype(hidden, weight))
+        found = hidden.new_zeros(0, dtype=arithmetic(hidden, weight))
         with torch.autocast(hidden.device.type, enabled=False):
             for block in logit_blocks(hidden, weight, bias):
                 for rows, logits in block.parts():
@@ -48,7 +49,7 @@ class _BlockedLoss(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors
         hidden, weight, bias, *arguments = tensors
-        dtype = logit_dtype(hidden, weight)
+        dtype = arithmetic(hidden, weight)
         grad_hidden, grad_weight, grad_bias, *grad_arguments = gradients = [
             torch.zeros(x.shape, dtype=torch.promote_types(x.dtype, dtype), device=x.device) if wanted else None
             for x, wanted in zip(tensors, ctx.needs_input_grad[2:], strict=True)

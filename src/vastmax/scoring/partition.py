@@ -1,4 +1,4 @@
-"""A row's partition in parts, so that no loss is the difference of two large numbers."""
+"""What losses are made of: a row's partition in parts, so that none is the difference of two large numbers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class SplitPartition(NamedTuple):
 
     @property
     def log_prob(self) -> Tensor:
-        r"""$\log p_y$, the sum of two numbers up to 0, of which none is large that does not make it so."""
+        r"""$\log p_y$, from two numbers of at most 0 that cannot cancel."""
         return (self.target_logit - self.maximum) - self.log_mass
 
     @property
@@ -49,6 +49,42 @@ class SplitPartition(NamedTuple):
     def probability(self, logit: Tensor) -> Tensor:
         r"""$e^{s - \log Z}$ of one logit (N,) of each row."""
         return torch.exp((logit - self.maximum) - self.log_mass)
+
+
+class RowStatistics(NamedTuple):
+    r"""What a loss needs to know of a row's logits; each (N,), in nats.
+
+    Attributes:
+        log_prob: of the target, $\log p_y = s_y - \log Z$.
+        target_logit: $s_y$.
+        log_partition: $\log Z$.
+        weighted_log_prob: $\sum_c v_c \log p_c$ with the scorer's class weights v; 0 without.
+    """
+
+    log_prob: Tensor
+    target_logit: Tensor
+    log_partition: Tensor
+    weighted_log_prob: Tensor
+
+    @classmethod
+    def of(cls, partition: SplitPartition, weighted_log_prob: Tensor) -> RowStatistics:
+        """Put together what a scorer found."""
+        return cls(partition.log_prob, partition.target_logit, partition.log_partition, weighted_log_prob)
+
+    def slopes(self, log_prob: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Return what these gradients of the statistics make of each logit, but for the class weights.
+
+        That is $u p_c$ at other classes than the target, $u = g_Z - g_y$, and at the target $u p_y + g_y + g_s$, as
+        $g_Z p_y + g_y (1 - p_y) + g_s$ with the digits of $1 - p_y$ that a p near 1 has lost.
+
+        Args:
+            log_prob: (N,) of the target, $\log p_y$.
+
+        Returns:
+            u and the target's, each (N,).
+        """
+        of_target = self.log_partition * log_prob.exp() - self.log_prob * torch.expm1(log_prob)
+        return self.log_partition - self.log_prob, of_target + self.target_logit
 
 
 def merged(one: BlockSums, other: BlockSums) -> BlockSums:
