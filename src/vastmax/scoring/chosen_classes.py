@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from vastmax.compilation import uncompiled
-from vastmax.differentiation import once_differentiable
+from vastmax.differentiation import Fused, differentiable_by, keep, kept
+from vastmax.scoring import plain as torchs
 from vastmax.scoring.class_gradients import (
     ChosenSet,
     arithmetic,
@@ -20,22 +21,27 @@ from vastmax.scoring.class_gradients import (
 from vastmax.validation import check_class_rows, check_hidden, check_ids, check_per_class
 
 
-class _ChosenLogits(torch.autograd.Function):
+class _ChosenLogits(Fused):
     """Several sets of ids scored together, so that `weight` gets one gradient with one row per unique class."""
+
+    @staticmethod
+    def plain(
+        hidden: Tensor, weight: Tensor, bias: Tensor | None, sparse: bool, *id_sets: Tensor
+    ) -> tuple[Tensor, ...]:
+        return tuple(torchs.chosen_logits(hidden, weight, bias, ids) for ids in id_sets)
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, sparse: bool, *id_sets: Tensor
     ) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(hidden, weight, bias, *id_sets)
-        ctx.sparse = sparse
+        keep(ctx, (hidden, weight, bias, sparse, *id_sets))
         with torch.autocast(hidden.device.type, enabled=False):
             return tuple(_score(hidden, weight, bias, ids) for ids in id_sets)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_by(plain)
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, *id_sets = ctx.saved_tensors
+        (hidden, weight, bias, sparse, *id_sets), _ = kept(ctx)
         wants_hidden, *wanted = ctx.needs_input_grad[:3]
         grad_hidden = None
         with torch.autocast(hidden.device.type, enabled=False):
@@ -44,7 +50,7 @@ class _ChosenLogits(torch.autograd.Function):
                 parts = [hidden_gradient(weight, one) for one in chosen]
                 grad_hidden = torch.stack(parts).sum(0).to(hidden.dtype)
             rows = hidden.to(arithmetic(hidden, weight))
-            of_classes = class_gradients(rows, weight, bias, chosen, sparse=ctx.sparse, wanted=tuple(wanted))
+            of_classes = class_gradients(rows, weight, bias, chosen, sparse=sparse, wanted=tuple(wanted))
         return grad_hidden, *of_classes, None, *(None for _ in id_sets)
 
 
@@ -112,5 +118,5 @@ def chosen_logits(
                 f"ids: expected shape (K,), shared by the rows, or {(*rows, 'K')}, got {tuple(id_set.shape)}"
             )
         id_sets.append(id_set.reshape(hidden.shape[0], id_set.shape[-1]) if own else id_set)
-    logits: tuple[Tensor, ...] = _ChosenLogits.apply(hidden, linear_weight, linear_bias, sparse, *id_sets)  # type: ignore[no-untyped-call]
+    logits: tuple[Tensor, ...] = _ChosenLogits.call(hidden, linear_weight, linear_bias, sparse, *id_sets)
     return tuple(scores.view(*rows, scores.shape[-1]) for scores in logits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from vastmax.compilation import uncompiled
-from vastmax.differentiation import once_differentiable
+from vastmax.differentiation import Fused, differentiable_by, keep, kept
 from vastmax.kernels import implementation
+from vastmax.scoring import plain as torchs
 from vastmax.scoring.class_gradients import (
     ChosenSet,
     arithmetic,
@@ -21,8 +23,24 @@ from vastmax.scoring.class_gradients import (
 )
 
 
-class _OwnClasses(torch.autograd.Function):
+class _OwnClasses(Fused):
     """A kernel's loss of rows with classes of their own (N, K)."""
+
+    @staticmethod
+    def plain(
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        kernel: str,
+        ids: Tensor,
+        scale: float,
+        sparse: bool,
+        *arguments: Tensor,
+    ) -> Tensor:
+        logits = torchs.chosen_logits(hidden, weight, bias, ids)
+        numbers = (x.to(logits.dtype) if x.is_floating_point() else x for x in arguments)
+        loss: Tensor = _LOSS_OF_LOGITS[kernel](logits, *numbers, scale)
+        return loss
 
     @staticmethod
     def forward(
@@ -32,32 +50,49 @@ class _OwnClasses(torch.autograd.Function):
         bias: Tensor | None,
         kernel: str,
         ids: Tensor,
-        arguments: tuple[Tensor, ...],
         scale: float,
         sparse: bool,
+        *arguments: Tensor,
     ) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
             rows = hidden.to(arithmetic(hidden, weight))
             numbers = (x.to(rows.dtype) if x.is_floating_point() else x for x in arguments)
             loss_of = implementation(kernel, rows, weight, bias)
             loss, slope, grad_hidden = loss_of(rows, weight, bias, ids, *numbers, scale)
-        ctx.save_for_backward(hidden, weight, bias, ids, slope, grad_hidden)
-        ctx.sparse = sparse
+        keep(ctx, (hidden, weight, bias, kernel, ids, scale, sparse, *arguments), slope, grad_hidden)
         return loss  # type: ignore[no-any-return]
 
     @staticmethod
-    @once_differentiable
+    @differentiable_by(plain)
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, ids, slope, grad_hidden = ctx.saved_tensors
+        (hidden, weight, bias, _, ids, _, sparse, *arguments), (slope, grad_hidden) = kept(ctx)
         upstream = upstream.unsqueeze(-1)
         with torch.autocast(hidden.device.type, enabled=False):
             chosen, rows, wanted = [ChosenSet(ids, slope)], hidden.to(slope.dtype), ctx.needs_input_grad[1:3]
-            of_classes = class_gradients(rows, weight, bias, chosen, upstream, sparse=ctx.sparse, wanted=wanted)
-        return (grad_hidden * upstream).to(hidden.dtype), *of_classes, *(None,) * 5
+            of_classes = class_gradients(rows, weight, bias, chosen, upstream, sparse=sparse, wanted=wanted)
+        return (grad_hidden * upstream).to(hidden.dtype), *of_classes, *(None,) * (4 + len(arguments))
 
 
-class _SharedClasses(torch.autograd.Function):
-    """The loss of rows on their target and on classes (K,) that all of them share."""
+class _SharedClasses(Fused):
+    """The loss of rows on their target and on classes (K,) that all of them share.
+
+    `loss_of` makes it of the target's logit and the others', with its slope in the target's, and leaves its slopes
+    in the others' in their place; `plain_loss_of` makes it of all logits (N, 1 + K) by torch's operators.
+    """
+
+    @staticmethod
+    def plain(
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        loss_of: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        plain_loss_of: Callable[[Tensor], Tensor],
+        target: Tensor,
+        ids: Tensor,
+        sparse: bool,
+    ) -> Tensor:
+        sets = (target.unsqueeze(-1), ids)
+        return plain_loss_of(torch.cat([torchs.chosen_logits(hidden, weight, bias, one) for one in sets], -1))
 
     @staticmethod
     def forward(
@@ -65,11 +100,13 @@ class _SharedClasses(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        loss_of: Any,
+        loss_of: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        plain_loss_of: Callable[[Tensor], Tensor],
         target: Tensor,
         ids: Tensor,
         sparse: bool,
     ) -> Tensor:
+        arguments = (hidden, weight, bias, loss_of, plain_loss_of, target, ids, sparse)
         target = target.unsqueeze(-1)
         with torch.autocast(hidden.device.type, enabled=False):
             rows = hidden.to(arithmetic(hidden, weight))
@@ -81,21 +118,39 @@ class _SharedClasses(torch.autograd.Function):
                 target_logit += bias[target].to(rows.dtype)
                 logits = torch.addmm(bias[ids].to(rows.dtype), rows, of_classes.t())
             loss, target_slope = loss_of(target_logit.squeeze(-1), logits)
-        ctx.save_for_backward(hidden, weight, bias, target, ids, target_slope, logits, of_classes)
-        ctx.sparse = sparse
-        return loss  # type: ignore[no-any-return]
+        keep(ctx, arguments, target_slope, logits, of_classes)
+        return loss
 
     @staticmethod
-    @once_differentiable
+    @differentiable_by(plain)
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, target, ids, target_slope, slope, rows_of_ids = ctx.saved_tensors
-        upstream = upstream.unsqueeze(-1)
+        (hidden, weight, bias, _, _, target, ids, sparse), (target_slope, slope, rows_of_ids) = kept(ctx)
+        target, upstream = target.unsqueeze(-1), upstream.unsqueeze(-1)
         with torch.autocast(hidden.device.type, enabled=False):
             chosen = [ChosenSet(ids, slope), ChosenSet(target, target_slope.unsqueeze(-1))]
             grad_hidden = hidden_gradient(weight, chosen[1]).addmm_(slope, rows_of_ids).mul_(upstream)
             rows, wanted = hidden.to(slope.dtype), ctx.needs_input_grad[1:3]
-            of_classes = class_gradients(rows, weight, bias, chosen, upstream, sparse=ctx.sparse, wanted=wanted)
-        return grad_hidden.to(hidden.dtype), *of_classes, *(None,) * 4
+            of_classes = class_gradients(rows, weight, bias, chosen, upstream, sparse=sparse, wanted=wanted)
+        return grad_hidden.to(hidden.dtype), *of_classes, *(None,) * 5
+
+
+def _softmax_of_first(logits: Tensor, offset: Tensor, scale: float) -> Tensor:
+    """The loss of the kernels `softmax_rows` and `softmax_logits_`, of all logits (N, K)."""
+    return -(scale * logits - offset).log_softmax(-1)[:, 0]
+
+
+def _logistic(logits: Tensor, positive: Tensor, offset: Tensor, share: Tensor, scale: float) -> Tensor:
+    """The loss of the kernel `logistic_rows`."""
+    logits = (scale * logits - offset).masked_fill(share == 0, 0.0)
+    return (share * functional.softplus(torch.where(positive, -logits, logits))).sum(-1)
+
+
+def _side_by_side(target_offset: Tensor, offset: Tensor) -> Tensor:
+    """Offsets (N, 1 + K) of the target and of the sampled classes, (K,) or (N, K)."""
+    return torch.cat([target_offset.unsqueeze(-1), offset.expand(len(target_offset), -1)], -1)
+
+
+_LOSS_OF_LOGITS: dict[str, Callable[..., Tensor]] = {"softmax_rows": _softmax_of_first, "logistic_rows": _logistic}
 
 
 @uncompiled
@@ -127,8 +182,8 @@ def logistic_rows(
         scale: a.
         sparse: give weight and bias sparse gradients.
     """
-    arguments = (positive, offset, share)
-    loss: Tensor = _OwnClasses.apply(hidden, weight, bias, "logistic_rows", ids, arguments, scale, sparse)  # type: ignore[no-untyped-call]
+    numbers = (positive, offset, share)
+    loss: Tensor = _OwnClasses.call(hidden, weight, bias, "logistic_rows", ids, scale, sparse, *numbers)
     return loss
 
 
@@ -171,13 +226,17 @@ def sampled_softmax(
             )
             return found
 
-        loss: Tensor = _SharedClasses.apply(hidden, weight, bias, loss_of, target, ids, sparse)  # type: ignore[no-untyped-call]
+        def plain_loss_of(logits: Tensor) -> Tensor:
+            others = offset.masked_fill(ids == left_out.unsqueeze(-1), torch.inf)
+            return _softmax_of_first(logits, _side_by_side(target_offset, others).to(logits), scale)
+
+        loss: Tensor = _SharedClasses.call(hidden, weight, bias, loss_of, plain_loss_of, target, ids, sparse)
         return loss
     own = target.unsqueeze(-1)
     if without_hits:
         offset = offset.masked_fill(ids == own, torch.inf)
-    ids, offset = torch.cat([own, ids], -1), torch.cat([target_offset.unsqueeze(-1), offset], -1)
-    loss = _OwnClasses.apply(hidden, weight, bias, "softmax_rows", ids, (offset,), scale, sparse)  # type: ignore[no-untyped-call]
+    ids, offset = torch.cat([own, ids], -1), _side_by_side(target_offset, offset)
+    loss = _OwnClasses.call(hidden, weight, bias, "softmax_rows", ids, scale, sparse, offset)
     return loss
 
 
@@ -218,10 +277,14 @@ def noise_contrast(
             noise: Tensor = implementation("logistic_logits_", logits)(logits, offset.to(logits), scale)
             return positive_weight * functional.softplus(-x) + noise, -scale * positive_weight * (-x).sigmoid()
 
-        loss: Tensor = _SharedClasses.apply(hidden, weight, bias, loss_of, target, ids, sparse)  # type: ignore[no-untyped-call]
+        def plain_loss_of(logits: Tensor) -> Tensor:
+            x = scale * logits - _side_by_side(target_offset, offset).to(logits)
+            return positive_weight * functional.softplus(-x[:, 0]) + functional.softplus(x[:, 1:]).sum(-1)
+
+        loss: Tensor = _SharedClasses.call(hidden, weight, bias, loss_of, plain_loss_of, target, ids, sparse)
         return loss
     ids = torch.cat([target.unsqueeze(-1), ids], -1)
-    offset = torch.cat([target_offset.unsqueeze(-1), offset.expand(ids.shape[0], -1)], -1)
+    offset = _side_by_side(target_offset, offset)
     positive = torch.zeros_like(ids, dtype=torch.bool)
     positive[:, 0] = True
     share = torch.ones_like(offset)

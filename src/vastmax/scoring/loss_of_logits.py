@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from vastmax.compilation import uncompiled
-from vastmax.differentiation import once_differentiable
+from vastmax.differentiation import Fused, differentiable_by, keep, kept
 from vastmax.scoring.class_gradients import arithmetic
 from vastmax.scoring.every_class import check_linear
 from vastmax.scoring.logit_parts import LogitRows, class_blocks, logit_blocks
@@ -19,8 +20,22 @@ LossOfLogits = Callable[..., Tensor]
 """`loss(logits (n, V), *rows (n, ...), *shared) -> (n,)`: each row's loss, of that row's logits alone."""
 
 
-class _BlockedLoss(torch.autograd.Function):
+class _BlockedLoss(Fused):
     """Losses of rows, part by part; the gradient scores the rows again and differentiates the loss of each part."""
+
+    @staticmethod
+    def plain(
+        loss: LossOfLogits,
+        num_rows: int,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        *arguments: Tensor,
+    ) -> Tensor:
+        dtype = logit_dtype(hidden, weight)
+        bias = None if bias is None else bias.to(dtype)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return loss(functional.linear(hidden.to(dtype), weight.to(dtype), bias), *arguments)
 
     @staticmethod
     def forward(
@@ -32,8 +47,7 @@ class _BlockedLoss(torch.autograd.Function):
         bias: Tensor | None,
         *arguments: Tensor,
     ) -> Tensor:
-        ctx.loss, ctx.num_rows = loss, num_rows
-        ctx.save_for_backward(hidden, weight, bias, *arguments)
+        keep(ctx, (loss, num_rows, hidden, weight, bias, *arguments))
         found = hidden.new_zeros(0, dtype=arithmetic(hidden, weight))
         with torch.autocast(hidden.device.type, enabled=False):
             for block in logit_blocks(hidden, weight, bias):
@@ -45,9 +59,9 @@ class _BlockedLoss(torch.autograd.Function):
         return found
 
     @staticmethod
-    @once_differentiable
+    @differentiable_by(plain)
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        tensors = ctx.saved_tensors
+        (loss, num_rows, *tensors), _ = kept(ctx)
         hidden, weight, bias, *arguments = tensors
         dtype = arithmetic(hidden, weight)
         grad_hidden, grad_weight, grad_bias, *grad_arguments = gradients = [
@@ -57,7 +71,7 @@ class _BlockedLoss(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             for block in logit_blocks(hidden, weight, bias):
                 for part in block.parts():
-                    _to_slopes(ctx, part, arguments, grad_arguments, upstream)
+                    _to_slopes(loss, num_rows, part, arguments, grad_arguments, upstream)
                 rows, slopes, _ = block
                 if grad_hidden is not None:
                     for classes in class_blocks(weight, dtype):
@@ -77,22 +91,27 @@ class _BlockedLoss(torch.autograd.Function):
 
 
 def _to_slopes(
-    ctx: Any, part: LogitRows, arguments: list[Tensor], gradients: list[Tensor | None], upstream: Tensor
+    loss: LossOfLogits,
+    num_rows: int,
+    part: LogitRows,
+    arguments: list[Tensor],
+    gradients: list[Tensor | None],
+    upstream: Tensor,
 ) -> None:
     """Turn the logits of a part into the gradient with respect to them, in place; add to those of `arguments`."""
     rows, logits = part
     local = [
-        (x[rows] if i < ctx.num_rows else x).detach().requires_grad_(gradient is not None)
+        (x[rows] if i < num_rows else x).detach().requires_grad_(gradient is not None)
         for i, (x, gradient) in enumerate(zip(arguments, gradients, strict=True))
     ]
     leaves = [logits.detach().requires_grad_(), *(x for x in local if x.requires_grad)]
     with torch.enable_grad():
-        value = ctx.loss(leaves[0], *local)
+        value = loss(leaves[0], *local)
     slope, *rest = torch.autograd.grad(value, leaves, upstream[rows], materialize_grads=True)
     logits.copy_(slope)
     for i, gradient in enumerate(gradients):
         if gradient is not None:
-            gradient[rows if i < ctx.num_rows else ...] += rest.pop(0)
+            gradient[rows if i < num_rows else ...] += rest.pop(0)
 
 
 @uncompiled
@@ -147,7 +166,5 @@ def linear_loss(
     for tensor in rows:
         if tensor.shape[:1] != input.shape[:1]:
             raise ValueError(f"rows: expected tensors of {len(input)} rows, got shape {tuple(tensor.shape)}")
-    found: Tensor = _BlockedLoss.apply(  # type: ignore[no-untyped-call]
-        loss, len(rows), input, linear_weight, linear_bias, *rows, *shared
-    )
+    found: Tensor = _BlockedLoss.call(loss, len(rows), input, linear_weight, linear_bias, *rows, *shared)
     return found

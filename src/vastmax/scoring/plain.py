@@ -1,0 +1,34 @@
+"""What fused functions compute, in torch's operators: differentiable as often as one likes, and of full size."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vastmax.scoring.blocks import LinearScorer, RowStatistics
+
+
+def statistics(scorer: LinearScorer) -> RowStatistics:
+    """Return the statistics of every row of a scorer; exact, whatever it leaves out or rounds in its gradients."""
+    with torch.autocast(scorer.hidden.device.type, enabled=False):
+        hidden, bias = scorer.hidden.to(scorer.dtype), scorer.bias
+        bias = None if bias is None else bias.to(scorer.dtype)
+        scores = functional.linear(hidden, scorer.weight.to(scorer.dtype), bias) / scorer.temperature
+        logits = scores if scorer.link is None else scorer.link(scores)
+        if scorer.offset is not None:
+            logits = logits + scorer.offset.to(scorer.dtype)
+        target_logit = logits.gather(-1, scorer.target.unsqueeze(-1)).squeeze(-1)
+        mean_logit = torch.zeros_like(target_logit)
+        if scorer.class_weight is not None:
+            mean_logit = logits @ scorer.class_weight.to(scorer.dtype)
+        return RowStatistics(logits.logsumexp(-1), target_logit, mean_logit)
+
+
+def chosen_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor) -> Tensor:
+    """Return the logits (N, K) of `ids`, (K,) or (N, K)."""
+    dtype = torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
+    with torch.autocast(hidden.device.type, enabled=False):
+        rows, hidden = weight[ids].to(dtype), hidden.to(dtype)
+        logits = hidden @ rows.t() if ids.ndim == 1 else (rows @ hidden.unsqueeze(-1)).squeeze(-1)
+        return logits if bias is None else logits + bias[ids].to(dtype)
