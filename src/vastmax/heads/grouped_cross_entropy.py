@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from vastmax.compilation import uncompiled
-from vastmax.differentiation import once_differentiable
+from vastmax.differentiation import Fused, differentiable_by, keep, kept
 from vastmax.heads.clusters import Clusters
+from vastmax.scoring import plain as torchs
 from vastmax.scoring.blocks import LinearScorer
+from vastmax.scoring.class_gradients import arithmetic
 from vastmax.scoring.partition import RowStatistics, SplitPartition
 
 
@@ -35,11 +37,25 @@ def grouped_cross_entropy(
         clusters: the groups.
         sparse: give `weight` and `bias` sparse gradients.
     """
-    loss: Tensor = _GroupedCrossEntropy.apply(hidden, weight, bias, target, clusters, sparse)  # type: ignore[no-untyped-call]
+    loss: Tensor = _GroupedCrossEntropy.call(hidden, weight, bias, target, clusters, sparse)
     return loss
 
 
-class _GroupedCrossEntropy(torch.autograd.Function):
+class _GroupedCrossEntropy(Fused):
+    @staticmethod
+    def plain(
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        clusters: Clusters,
+        sparse: bool,
+    ) -> Tensor:
+        loss = hidden.new_zeros(len(target), dtype=arithmetic(hidden, weight))
+        for _, rows, scorer in _scorers(hidden, weight, bias, target, clusters):
+            loss = loss.index_copy(0, rows, -torchs.statistics(scorer).log_prob)
+        return loss
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -58,22 +74,21 @@ class _GroupedCrossEntropy(torch.autograd.Function):
                 for block in scorer.row_blocks():
                     partition, _, _ = scorer.statistics(block, buffer)
                     found[:, rows[block]] = torch.stack(partition)
-        ctx.save_for_backward(hidden, weight, bias, target, found)
-        ctx.clusters, ctx.sparse = clusters, sparse
+        keep(ctx, (hidden, weight, bias, target, clusters, sparse), found)
         return -SplitPartition(*found).log_prob
 
     @staticmethod
-    @once_differentiable
+    @differentiable_by(plain)
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, target, found = ctx.saved_tensors
+        (hidden, weight, bias, target, clusters, sparse), (found,) = kept(ctx)
         wanted = ctx.needs_input_grad[:3]
-        classes = _classes(target, ctx.clusters) if ctx.sparse else None
+        classes = _classes(target, clusters) if sparse else None
         grad_hidden = torch.zeros_like(hidden) if wanted[0] else None
         grad_weight = _ClassGradient(weight, classes) if wanted[1] else None
         grad_bias = _ClassGradient(bias, classes) if wanted[2] else None
         with torch.autocast(hidden.device.type, enabled=False):
-            for group, rows, scorer in _scorers(hidden, weight, bias, target, ctx.clusters):
-                members = ctx.clusters.members(group)
+            for group, rows, scorer in _scorers(hidden, weight, bias, target, clusters):
+                members = clusters.members(group)
                 gradients = scorer.empty_gradients((wanted[0], False, False, False))
                 gradients = gradients._replace(
                     weight=None if grad_weight is None else grad_weight.zeros(members, scorer.dtype),

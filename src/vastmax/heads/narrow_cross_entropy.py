@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from vastmax.compilation import uncompiled
-from vastmax.differentiation import once_differentiable
+from vastmax.differentiation import Fused, differentiable_by, keep, kept
 from vastmax.kernels import implementation
+from vastmax.scoring import plain as torchs
+from vastmax.scoring.blocks import LinearScorer
 from vastmax.scoring.partition import SplitPartition, total
 
 NARROW = 16
@@ -33,23 +35,27 @@ def narrow_cross_entropy(hidden: Tensor, weight: Tensor, label: Tensor) -> Tenso
         weight: (K, d) class rows.
         label: (N,) class ids.
     """
-    loss: Tensor = _NarrowCrossEntropy.apply(hidden, weight, label)  # type: ignore[no-untyped-call]
+    loss: Tensor = _NarrowCrossEntropy.call(hidden, weight, label)
     return loss
 
 
-class _NarrowCrossEntropy(torch.autograd.Function):
+class _NarrowCrossEntropy(Fused):
+    @staticmethod
+    def plain(hidden: Tensor, weight: Tensor, label: Tensor) -> Tensor:
+        return -torchs.statistics(LinearScorer(hidden, weight, None, label)).log_prob
+
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, label: Tensor) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
             label_logit, sums = implementation("narrow_partition", hidden, weight)(hidden, weight, label)
         partition = SplitPartition.of(label_logit, total(sums))
-        ctx.save_for_backward(hidden, weight, label, *partition)
+        keep(ctx, (hidden, weight, label), *partition)
         return -partition.log_prob
 
     @staticmethod
-    @once_differentiable
+    @differentiable_by(plain)
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, None]:
-        hidden, weight, label, *split = ctx.saved_tensors
+        (hidden, weight, label), split = kept(ctx)
         partition = SplitPartition(*split)
         of_others, of_label = upstream * (-partition.log_mass).exp(), upstream * torch.expm1(partition.log_prob)
         with torch.autocast(hidden.device.type, enabled=False):

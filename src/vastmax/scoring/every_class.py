@@ -10,8 +10,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from vastmax.compilation import uncompiled
-from vastmax.differentiation import graph_of_its_own, once_differentiable
+from vastmax.differentiation import (
+    Fused,
+    check_not_batched,
+    differentiable_by,
+    graph_of_its_own,
+    has_direction,
+    keep,
+    kept,
+)
 from vastmax.kernels import has_kernel, implementation
+from vastmax.scoring import plain as torchs
 from vastmax.scoring.blocks import Gradients, LinearScorer
 from vastmax.scoring.links import Link, SoftCap, check_link
 from vastmax.scoring.partition import RowStatistics, SplitPartition
@@ -32,8 +41,55 @@ class LogPartition(NamedTuple):
     target_logit: Tensor | None
 
 
-class _Statistics(torch.autograd.Function):
-    """Row statistics whose gradient scores the logits again, block by block."""
+class _Statistics(Fused):
+    """Row statistics of a scorer's arguments, whose gradient scores the logits again, block by block."""
+
+    @staticmethod
+    def plain(*scorer: Any) -> tuple[Tensor, ...]:
+        return tuple(torchs.statistics(LinearScorer(*scorer)))
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
+        scorer = LinearScorer(*arguments)
+        found = scorer.hidden.new_empty(4, len(scorer.hidden), dtype=scorer.dtype)
+        with scorer.arithmetic():
+            buffer = scorer.buffer()
+            for rows in scorer.row_blocks():
+                partition, weighted, _ = scorer.statistics(rows, buffer)
+                found[:, rows] = torch.stack([*partition, weighted])
+        partition = SplitPartition(*found[:3])
+        keep(ctx, arguments, *partition)
+        return tuple(RowStatistics.of(partition, found[3]))
+
+    @staticmethod
+    @differentiable_by(plain)
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        arguments, split = kept(ctx)
+        scorer, partition, wanted = LinearScorer(*arguments), SplitPartition(*split), ctx.needs_input_grad
+        gradients = scorer.empty_gradients((*wanted[:3], wanted[4]))
+        with scorer.arithmetic():
+            buffer = scorer.buffer()
+            for rows in scorer.row_blocks():
+                row_partition = SplitPartition(*(x[rows] for x in partition))
+                row_upstream = RowStatistics(*(grad[rows] for grad in upstream))
+                scorer.backward(rows, buffer, row_partition, row_upstream, gradients)
+        *of_rows, of_class_weight = _as_their_tensors(gradients, scorer.differentiable())
+        return *of_rows, None, of_class_weight, *(None for _ in arguments[5:])
+
+
+class _TiledStatistics(Fused):
+    """The target's log-probability and log Z by a kernel that scores tile by tile, and again on the way back."""
+
+    @staticmethod
+    def plain(
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        link: SoftCap | None,
+        filter_eps: float | None,
+    ) -> tuple[Tensor, ...]:
+        return tuple(torchs.statistics(LinearScorer(hidden, weight, bias, target, link=link))[:3])
 
     @staticmethod
     def forward(
@@ -41,57 +97,23 @@ class _Statistics(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        class_weight: Tensor | None,
-        scorer: LinearScorer,
+        target: Tensor,
+        link: SoftCap | None,
+        filter_eps: float | None,
     ) -> tuple[Tensor, ...]:
-        found = hidden.new_empty(4, len(hidden), dtype=scorer.dtype)
-        with scorer.arithmetic():
-            buffer = scorer.buffer()
-            for rows in scorer.row_blocks():
-                partition, weighted, _ = scorer.statistics(rows, buffer)
-                found[:, rows] = torch.stack([*partition, weighted])
-        partition = SplitPartition(*found[:3])
-        ctx.options = scorer.options()
-        ctx.save_for_backward(*scorer.tensors(), *partition)
-        return tuple(RowStatistics.of(partition, found[3]))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        *tensors, maximum, log_mass, target_logit = ctx.saved_tensors
-        scorer = LinearScorer(*tensors, *ctx.options)
-        partition = SplitPartition(maximum, log_mass, target_logit)
-        gradients = scorer.empty_gradients(ctx.needs_input_grad[:4])
-        with scorer.arithmetic():
-            buffer = scorer.buffer()
-            for rows in scorer.row_blocks():
-                row_partition = SplitPartition(*(x[rows] for x in partition))
-                row_upstream = RowStatistics(*(grad[rows] for grad in upstream))
-                scorer.backward(rows, buffer, row_partition, row_upstream, gradients)
-        return *_as_their_tensors(gradients, scorer.differentiable()), None
-
-
-class _TiledStatistics(torch.autograd.Function):
-    """The target's log-probability and log Z by a kernel that scores tile by tile, and again on the way back."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, scorer: LinearScorer
-    ) -> tuple[Tensor, ...]:
-        ctx.options = {"softcap": scorer.link.softcap if isinstance(scorer.link, SoftCap) else None}
         sums_of = implementation("split_partition", hidden, weight, bias)
-        partition = SplitPartition.of(*sums_of(hidden, weight, bias, scorer.target, **ctx.options))
-        ctx.options["filter_eps"] = scorer.filter_eps
-        ctx.save_for_backward(hidden, weight, bias, scorer.target, *partition)
+        softcap = None if link is None else link.softcap
+        partition = SplitPartition.of(*sums_of(hidden, weight, bias, target, softcap=softcap))
+        keep(ctx, (hidden, weight, bias, target, link, filter_eps), *partition)
         return partition.log_prob, partition.target_logit, partition.log_partition
 
     @staticmethod
-    @once_differentiable
+    @differentiable_by(plain)
     def backward(
         ctx: Any, log_prob: Tensor, target_logit: Tensor, log_partition: Tensor
     ) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, target, *split = ctx.saved_tensors
-        partition, inputs = SplitPartition(*split), (hidden, weight, bias)
+        (*inputs, target, link, filter_eps), split = kept(ctx)
+        partition = SplitPartition(*split)
         upstream = RowStatistics(log_prob, target_logit, log_partition, torch.zeros_like(log_prob))
         gradients = implementation("split_partition_backward", *inputs)(
             *inputs,
@@ -100,9 +122,10 @@ class _TiledStatistics(torch.autograd.Function):
             partition.log_mass,
             *upstream.slopes(partition.log_prob),
             wanted=ctx.needs_input_grad[:3],
-            **ctx.options,
+            softcap=None if link is None else link.softcap,
+            filter_eps=filter_eps,
         )
-        return *_as_their_tensors(gradients, inputs), None
+        return *_as_their_tensors(gradients, inputs), None, None, None
 
 
 def _in_tiles(scorer: LinearScorer) -> bool:
@@ -140,20 +163,18 @@ def _gradient(row_loss: RowLoss, statistics: RowStatistics, rows: slice) -> tupl
     return total.detach(), RowStatistics(*torch.autograd.grad(total, leaves, materialize_grads=True))
 
 
-class _SummedLoss(torch.autograd.Function):
+class _SummedLoss(Fused):
     """A sum over rows whose gradient is made in the forward pass, while each block's softmax is at hand."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        scorer: LinearScorer,
-        row_loss: RowLoss,
-    ) -> Tensor:
-        gradients = scorer.empty_gradients((*ctx.needs_input_grad[:3], False))
-        total = hidden.new_zeros((), dtype=scorer.dtype)
+    def plain(row_loss: RowLoss, *scorer: Any) -> Tensor:
+        return row_loss(torchs.statistics(LinearScorer(*scorer)), slice(None)).sum()
+
+    @staticmethod
+    def forward(ctx: Any, row_loss: RowLoss, *arguments: Any) -> Tensor:
+        scorer = LinearScorer(*arguments)
+        gradients = scorer.empty_gradients((*ctx.needs_input_grad[1:4], False))
+        total = scorer.hidden.new_zeros((), dtype=scorer.dtype)
         with scorer.arithmetic():
             buffer = scorer.buffer()
             for rows in scorer.row_blocks():
@@ -161,35 +182,34 @@ class _SummedLoss(torch.autograd.Function):
                 loss, upstream = _gradient(row_loss, RowStatistics.of(partition, weighted), rows)
                 total += loss
                 scorer.backward(rows, buffer, partition, upstream, gradients, held)
-        ctx.save_for_backward(hidden, weight, bias, *gradients[:3])
+        keep(ctx, (row_loss, *arguments), *gradients[:3])
         return total
 
     @staticmethod
-    @once_differentiable
+    @differentiable_by(plain)
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         # Most losses are backpropagated as they are: then V x d numbers need not be multiplied by one. Others are
         # scaled, so that half precision does not underflow: multiplied first and rounded then.
+        (_, *arguments), gradients = kept(ctx)
         scale = None if upstream == 1 else upstream
-        saved = ctx.saved_tensors
-        inputs, gradients = saved[:3], saved[3:]
         return (
+            None,
             *(
                 None if gradient is None else (gradient if scale is None else gradient * scale).to(tensor.dtype)
-                for gradient, tensor in zip(gradients, inputs, strict=True)
+                for gradient, tensor in zip(gradients, arguments[:3], strict=True)
             ),
-            None,
-            None,
+            *(None for _ in arguments[3:]),
         )
 
 
 @uncompiled
 def row_statistics(scorer: LinearScorer) -> RowStatistics:
     """Return the statistics of every row, differentiable with respect to all that a scorer holds."""
-    hidden, weight, bias, _ = scorer.differentiable()
     if _in_tiles(scorer):
-        log_prob, logit, log_z = _TiledStatistics.apply(hidden, weight, bias, scorer)  # type: ignore[no-untyped-call]
+        hidden, weight, bias, target, _ = scorer.tensors()
+        log_prob, logit, log_z = _TiledStatistics.call(hidden, weight, bias, target, scorer.link, scorer.filter_eps)
         return RowStatistics(log_prob, logit, log_z, torch.zeros_like(log_prob))
-    return RowStatistics(*_Statistics.apply(*scorer.differentiable(), scorer))  # type: ignore[no-untyped-call]
+    return RowStatistics(*_Statistics.call(*scorer.tensors(), *scorer.options()))
 
 
 @uncompiled
@@ -203,9 +223,10 @@ def summed_loss(scorer: LinearScorer, row_loss: RowLoss, *, held: Iterable[Tenso
         return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
     hidden, weight, bias, class_weight = scorer.differentiable()
-    on_the_way = wants_gradient(hidden, weight, bias) and not wants_gradient(class_weight, *held)
-    if on_the_way and not _in_tiles(scorer):
-        loss: Tensor = _SummedLoss.apply(hidden, weight, bias, scorer, row_loss)  # type: ignore[no-untyped-call]
+    held = (class_weight, *held)
+    on_the_way = wants_gradient(hidden, weight, bias) and not wants_gradient(*held)
+    if on_the_way and not any(map(has_direction, held)) and not _in_tiles(scorer):
+        loss: Tensor = _SummedLoss.call(row_loss, *scorer.tensors(), *scorer.options())
         return loss
     return row_loss(row_statistics(scorer), slice(None)).sum()
 
@@ -217,13 +238,20 @@ def check_linear(
     check_class_rows("linear_weight", linear_weight)
     check_hidden("input", input, linear_weight.shape[1])
     check_per_class("linear_bias", linear_bias, linear_weight.shape[0])
-    if linear_bias is not None and linear_bias.isneginf().all():
-        raise ValueError("linear_bias: expected a class that is not masked, got -inf for every class")
+    if linear_bias is not None:
+        check_not_batched("linear_bias", linear_bias)
+        if linear_bias.isneginf().all():
+            raise ValueError("linear_bias: expected a class that is not masked, got -inf for every class")
     return None if block_size is None else check_positive_int("block_size", block_size)
 
 
-class _Linear(torch.autograd.Function):
+class _Linear(Fused):
     """A linear layer that autocast leaves alone on the way back, too."""
+
+    @staticmethod
+    def plain(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return functional.linear(hidden, weight, bias)
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -270,7 +298,7 @@ def linear_logits(input: Tensor, linear_weight: Tensor, *, linear_bias: Tensor |
     check_finite("input", input)
     dtype = torch.promote_types(torch.promote_types(input.dtype, linear_weight.dtype), torch.float32)
     bias = None if linear_bias is None else linear_bias.to(dtype)
-    logits: Tensor = _Linear.apply(input.to(dtype), linear_weight.to(dtype), bias)  # type: ignore[no-untyped-call]
+    logits: Tensor = _Linear.call(input.to(dtype), linear_weight.to(dtype), bias)
     return logits
 
 

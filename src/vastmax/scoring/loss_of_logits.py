@@ -32,7 +32,7 @@ class _BlockedLoss(Fused):
         bias: Tensor | None,
         *arguments: Tensor,
     ) -> Tensor:
-        dtype = logit_dtype(hidden, weight)
+        dtype = arithmetic(hidden, weight)
         bias = None if bias is None else bias.to(dtype)
         with torch.autocast(hidden.device.type, enabled=False):
             return loss(functional.linear(hidden.to(dtype), weight.to(dtype), bias), *arguments)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vastmax.scoring.blocks import LinearScorer, RowStatistics
+from vastmax.scoring.blocks import LinearScorer
+from vastmax.scoring.partition import RowStatistics
 
 
 def statistics(scorer: LinearScorer) -> RowStatistics:
@@ -18,11 +19,12 @@ def statistics(scorer: LinearScorer) -> RowStatistics:
         logits = scores if scorer.link is None else scorer.link(scores)
         if scorer.offset is not None:
             logits = logits + scorer.offset.to(scorer.dtype)
-        target_logit = logits.gather(-1, scorer.target.unsqueeze(-1)).squeeze(-1)
-        mean_logit = torch.zeros_like(target_logit)
+        log_prob, target = logits.log_softmax(-1), scorer.target.unsqueeze(-1)
+        of_target, target_logit = log_prob.gather(-1, target).squeeze(-1), logits.gather(-1, target).squeeze(-1)
+        weighted = torch.zeros_like(of_target)
         if scorer.class_weight is not None:
-            mean_logit = logits @ scorer.class_weight.to(scorer.dtype)
-        return RowStatistics(logits.logsumexp(-1), target_logit, mean_logit)
+            weighted = log_prob @ scorer.class_weight.to(scorer.dtype)
+        return RowStatistics(of_target, target_logit, logits.logsumexp(-1), weighted)
 
 
 def chosen_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor) -> Tensor:
