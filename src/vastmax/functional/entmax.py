@@ -9,13 +9,14 @@ which are log and exp at $\alpha = 1$.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from vastmax.compilation import uncompiled
+from vastmax.differentiation import along, check_not_batched, takes_operators
 from vastmax.functional.precision import at_least_float32
 from vastmax.functional.softmax import check_logits, log_softmax, softmax
 from vastmax.kernels import implementation, reference
@@ -187,12 +188,16 @@ class _Entmax(torch.autograd.Function):
     """Entmax of rows (N, V) or its logarithm, for order a (N, 1) or (1, 1); see `reference.entmax_gradient`."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, order: Tensor, log: bool) -> Tensor:
+    def forward(logits: Tensor, order: Tensor, log: bool) -> Tensor:
         found: Tensor = implementation("entmax", logits)(logits, order, log=log)
-        ctx.save_for_backward(found, order)
-        ctx.log = log
-        ctx.set_materialize_grads(False)
         return found
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:
+        _, order, ctx.log = inputs
+        ctx.save_for_backward(output, order)
+        ctx.save_for_forward(output, order)
+        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -200,11 +205,22 @@ class _Entmax(torch.autograd.Function):
             return None, None, None
         found, order = ctx.saved_tensors
         # What has a derivative itself is made of torch's operators.
-        twice = torch.is_grad_enabled()
-        gradient = reference.entmax_gradient if twice else implementation("entmax_gradient", found, order, upstream)
+        plain = takes_operators(upstream)
+        gradient = reference.entmax_gradient if plain else implementation("entmax_gradient", found, order, upstream)
         grad_logits, of_rows = gradient(found, order, upstream, log=ctx.log, of_order=ctx.needs_input_grad[1])
         grad_order = None if of_rows is None else of_rows.sum_to_size(order.shape).to(order.dtype)
         return grad_logits, grad_order, None
+
+    @staticmethod
+    @along
+    def jvp(ctx: Any, saved: tuple[Tensor, Tensor], logits: Tensor | None, order: Tensor | None, _: None) -> Tensor:
+        found, at_order = saved
+        return reference.entmax_direction(found, at_order, logits, order, log=ctx.log)
+
+    @staticmethod
+    def vmap(*_: Any) -> NoReturn:
+        """Never come to: torch asks for it where directions are batched; numbers that are have been refused."""
+        raise NotImplementedError("entmax: expected one tensor of logits, got a batch of torch.func.vmap's")
 
 
 def entmax_order(alpha: float | Tensor, logits: Tensor, dim: int) -> Tensor:
@@ -214,6 +230,7 @@ def entmax_order(alpha: float | Tensor, logits: Tensor, dim: int) -> Tensor:
         return torch.tensor([[order]], dtype=torch.float64, device=logits.device)
     if not alpha.is_floating_point():
         raise TypeError(f"alpha: expected a floating-point tensor, got dtype {alpha.dtype}")
+    check_not_batched("alpha", alpha)
     accepted = alpha.detach().isfinite() & (alpha.detach() >= 1)
     if not accepted.all():
         raise ValueError(f"alpha: expected finite values of at least 1, got {alpha[~accepted][0].item()}")

@@ -12,12 +12,13 @@ less the entropy of the target.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from vastmax.compilation import uncompiled
+from vastmax.differentiation import along, takes_operators
 from vastmax.functional.entmax import entmax, entmax_order
 from vastmax.functional.precision import at_least_float32
 from vastmax.functional.softmax import check_loss_rows, holds_probabilities
@@ -240,12 +241,16 @@ class _AboveTarget(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, probability: Tensor, order: Tensor, label: Tensor | None) -> Tensor:
-        ctx.save_for_backward(probability, order, label)
+    def forward(logits: Tensor, probability: Tensor, order: Tensor, label: Tensor | None) -> Tensor:
         above: Tensor = implementation("entmax_conjugate", logits, probability, order)(logits, probability, order)
         if label is None:
             return above
         return above + (logits.amax(-1) - logits.gather(-1, label).squeeze(-1))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+        ctx.save_for_forward(*inputs[1:])
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -257,15 +262,31 @@ class _AboveTarget(torch.autograd.Function):
         grad_order = None
         if ctx.needs_input_grad[2]:
             # What has a derivative itself is made of torch's operators.
-            twice = torch.is_grad_enabled()
             slope = (
                 reference.tsallis_entropy_slope
-                if twice
+                if takes_operators(upstream)
                 else implementation("tsallis_entropy_slope", probability, order)
             )
             rows = upstream * slope(probability, order).unsqueeze(-1)
             grad_order = rows.sum_to_size(order.shape).to(order.dtype)
         return grad_logits, None, grad_order, None
+
+    @staticmethod
+    @along
+    def jvp(
+        ctx: Any, saved: tuple[Tensor, Tensor, Tensor | None], logits: Tensor, _: Tensor, order: Tensor, __: None
+    ) -> Tensor:
+        probability, at_order, label = saved
+        direction = (probability * logits).sum(-1)
+        if label is not None:
+            direction = direction - logits.gather(-1, label).squeeze(-1)
+        slope: Tensor = reference.tsallis_entropy_slope(probability, at_order)
+        return direction + slope * order.squeeze(-1)
+
+    @staticmethod
+    def vmap(*_: Any) -> NoReturn:
+        """Never come to: torch asks for it where directions are batched; numbers that are have been refused."""
+        raise NotImplementedError("entmax_loss: expected one tensor of logits, got a batch of torch.func.vmap's")
 
 
 def _label(logits: Tensor, target: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor]:

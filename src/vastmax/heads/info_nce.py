@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vastmax.contrastive.key_queue import KeyQueue
+from vastmax.differentiation import along
 from vastmax.functional.contrastive import info_nce
 from vastmax.functional.precision import at_least_float32
 from vastmax.recomputation import remembered
@@ -205,12 +206,24 @@ class _AtLeast(torch.autograd.Function):
     from it for as long as the loss asks for less.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, value: Tensor, bound: float) -> Tensor:
-        ctx.save_for_backward(value < bound)
+    def forward(value: Tensor, bound: float) -> Tensor:
         return value.clamp(min=bound)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        value, bound = inputs
+        ctx.save_for_backward(value < bound)
+        ctx.save_for_forward(value < bound)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
         (below,) = ctx.saved_tensors
         return upstream.masked_fill(below & (upstream > 0), 0.0), None
+
+    @staticmethod
+    @along
+    def jvp(ctx: Any, saved: tuple[Tensor], direction: Tensor, _: None) -> Tensor:
+        return direction.masked_fill(saved[0], 0.0)

@@ -2,7 +2,7 @@
 
 from vastmax.kernels.reference.alias import alias_draw, alias_table
 from vastmax.kernels.reference.chosen_losses import logistic_logits_, logistic_rows, softmax_logits_, softmax_rows
-from vastmax.kernels.reference.entmax import entmax, entmax_conjugate, entmax_gradient
+from vastmax.kernels.reference.entmax import entmax, entmax_conjugate, entmax_direction, entmax_gradient
 from vastmax.kernels.reference.every_class import split_partition, split_partition_backward
 from vastmax.kernels.reference.gather import gather_dot, gather_sum
 from vastmax.kernels.reference.narrow_softmax import narrow_partition, narrow_partition_gradients
@@ -26,6 +26,7 @@ __all__ = [
     "column_maxima",
     "entmax",
     "entmax_conjugate",
+    "entmax_direction",
     "entmax_gradient",
     "exponentials_",
     "gather_dot",

@@ -63,13 +63,7 @@ def entmax_gradient(
         log: as it was for `entmax`.
         of_order: whether the order wants a gradient.
     """
-    outside = found == (-torch.inf if log else 0.0)
-    log_p = found.masked_fill(outside, 0.0) if log else found.masked_fill(outside, 1.0).log()
-    a = order.to(found.dtype)
-    # Past the square root of the largest number, a slope stands for infinity.
-    most = math.log(torch.finfo(found.dtype).max) / 2
-    slope_of_log = (-a * log_p).clamp(max=most).exp().masked_fill(outside, 0.0)
-    slope = slope_of_log * (log_p.exp() if log else found)
+    outside, log_p, slope_of_log, slope = _slopes(found, order, log)
     weighted = (slope_of_log if log else slope) * upstream.masked_fill(outside, 0.0)
     steep = order > 1
     if steep.any():
@@ -80,8 +74,49 @@ def entmax_gradient(
     grad_logits = weighted - slope * (weighted.sum(-1, keepdim=True) / slope.sum(-1, keepdim=True))
     grad_order = None
     if of_order:
-        grad_order = -(grad_logits * log_p.square() * exponential_moment(a * log_p, 1)).sum(-1, keepdim=True)
+        grad_order = -(grad_logits * _slope_of_log_alpha(log_p, order)).sum(-1, keepdim=True)
     return grad_logits, grad_order
+
+
+def entmax_direction(
+    found: Tensor, order: Tensor, of_logits: Tensor | None, of_order: Tensor | None, *, log: bool
+) -> Tensor:
+    r"""Return how the entmax of rows, or its logarithm, changes along a direction (N, V).
+
+    $J v = g \odot (v - \langle g, v \rangle / \sum_c g_c)$, with v the direction of the logits and what that of
+    $\alpha$ is worth in them, as in `entmax_gradient`; its logarithm's is that over p. 0 outside the support.
+
+    Args:
+        found: (N, V) what `entmax` returned.
+        order: as it was for `entmax`.
+        of_logits: (N, V) direction of the logits; None for 0.
+        of_order: the direction of `order`; None for 0.
+        log: as it was for `entmax`.
+    """
+    outside, log_p, slope_of_log, slope = _slopes(found, order, log)
+    direction = torch.zeros_like(found) if of_logits is None else of_logits.masked_fill(outside, 0.0)
+    if of_order is not None:
+        direction = direction - of_order.to(found.dtype) * _slope_of_log_alpha(log_p, order)
+    # As in the gradient, the smallest probability has by far the largest slope where the order is steep.
+    least = log_p.detach().masked_fill(outside, torch.inf).argmin(-1, keepdim=True)
+    direction = torch.where(order > 1, direction - direction.gather(-1, least), direction)
+    mean = (slope * direction).sum(-1, keepdim=True) / slope.sum(-1, keepdim=True)
+    return (slope_of_log if log else slope) * (direction - mean)
+
+
+def _slopes(found: Tensor, order: Tensor, log: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return which classes are outside the support, log p (0 there), and g / p and g (0 there)."""
+    outside = found == (-torch.inf if log else 0.0)
+    log_p = found.masked_fill(outside, 0.0) if log else found.masked_fill(outside, 1.0).log()
+    # Past the square root of the largest number, a slope stands for infinity.
+    most = math.log(torch.finfo(found.dtype).max) / 2
+    slope_of_log = (-order.to(found.dtype) * log_p).clamp(max=most).exp().masked_fill(outside, 0.0)
+    return outside, log_p, slope_of_log, slope_of_log * (log_p.exp() if log else found)
+
+
+def _slope_of_log_alpha(log_p: Tensor, order: Tensor) -> Tensor:
+    r"""Return $\partial \log_\alpha p / \partial \alpha$."""
+    return log_p.square() * exponential_moment(order.to(log_p.dtype) * log_p, 1)
 
 
 def entmax_conjugate(logits: Tensor, probability: Tensor, order: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vastmax.compilation import uncompiled
+from vastmax.differentiation import along
 
 
 def log_alpha(log_p: Tensor, order: Tensor) -> Tensor:
@@ -50,10 +51,10 @@ def exponential_moment(value: Tensor, power: int) -> Tensor:
 
 
 class _ExponentialMoment(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, value: Tensor, power: int) -> Tensor:
-        ctx.save_for_backward(value)
-        ctx.power = power
+    def forward(value: Tensor, power: int) -> Tensor:
         # Below this the moment is that of z = 0, and its square must not underflow.
         distance = (-value).clamp(min=torch.finfo(value.dtype).eps ** 2)
         shape = torch.full_like(distance, power + 1)
@@ -61,9 +62,20 @@ class _ExponentialMoment(torch.autograd.Function):
         return moment
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
+        value, ctx.power = inputs
+        ctx.save_for_backward(value)
+        ctx.save_for_forward(value)
+
+    @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
         (value,) = ctx.saved_tensors
         return upstream * exponential_moment(value, ctx.power + 1), None
+
+    @staticmethod
+    @along
+    def jvp(ctx: Any, saved: tuple[Tensor], direction: Tensor, _: None) -> Tensor:
+        return direction * exponential_moment(saved[0], ctx.power + 1)
 
 
 _moment = uncompiled(_ExponentialMoment.apply)
