@@ -10,6 +10,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from vastmax.differentiation import check_not_batched
+
 SUMMED_ELEMENTS = 1 << 18
 """Numbers converted at a time on the way to a sum of many."""
 
@@ -93,6 +95,7 @@ def check_scalar(name: str, value: float | Tensor, *, above: float = -math.inf) 
         raise ValueError(
             f"{name}: expected a number or a floating-point tensor (), got {value.dtype} {tuple(value.shape)}"
         )
+    check_not_batched(name, value)
     check_finite_number(name, value.detach(), above=above)
     return value
 
@@ -148,6 +151,7 @@ def check_hidden(name: str, hidden: Tensor, in_features: int) -> None:
 
 def check_finite(name: str, values: Tensor, rows: Tensor | None = None) -> None:
     """Raise ValueError naming the first NaN or infinity of `values`, within `rows` if a mask of them is given."""
+    check_not_batched(name, values)
     if values.numel() == 0 or torch.stack(values.aminmax()).isfinite().all():
         return  # one pass over the values, as nearly always; where they stand is looked for below
     finite = values.isfinite()
@@ -168,6 +172,7 @@ def check_ids(name: str, ids: Tensor, num_classes: int) -> None:
         raise TypeError(f"{name}: expected an int64 tensor of class ids, got {type(ids).__name__}")
     if ids.dtype != torch.int64:
         raise TypeError(f"{name}: expected int64 class ids, got dtype {ids.dtype}")
+    check_not_batched(name, ids)
     if ids.numel() == 0:
         return
     least, most = torch.stack(ids.aminmax()).tolist()
@@ -206,6 +211,7 @@ def check_distribution(name: str, probability: Tensor, shape: Sequence[int]) -> 
         raise ValueError(
             f"{name}: expected shape {tuple(shape)}, the probability of every class, got {tuple(probability.shape)}"
         )
+    check_not_batched(name, probability)
     # Each number is rounded in proportion to itself, so their sum to a rounding of 1, besides those too small for
     # the dtype. The sum that they were divided by was one of V numbers in float32 or better.
     dtype, num_classes = torch.finfo(probability.dtype), probability.shape[-1]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vastmax.differentiation import check_not_batched
 from vastmax.functional.contrastive_direction import one_direction
 from vastmax.functional.contrastive_negatives import check_negatives, what_is_left_out
 from vastmax.functional.precision import at_least_float32
@@ -242,5 +243,6 @@ def _check_labels(labels: Tensor, num_rows: int) -> None:
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
         kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
         raise TypeError(f"labels: expected an int64 tensor ({num_rows},), got {kind}")
+    check_not_batched("labels", labels)
     if labels.shape != (num_rows,):
         raise ValueError(f"labels: expected shape ({num_rows},), one per row, got {tuple(labels.shape)}")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vastmax.differentiation import check_not_batched
 from vastmax.functional.precision import at_least_float32
 from vastmax.reduction import check_sample_weight, reduce_rows
 from vastmax.validation import check_distribution, check_target
@@ -200,6 +201,7 @@ def check_logits(logits: Tensor, dim: int) -> None:
         raise ValueError(f"dim: expected an axis of logits of shape {tuple(logits.shape)}, got {dim}")
     if logits.ndim == 0 or logits.shape[dim] == 0:
         raise ValueError(f"logits: expected at least one class on axis {dim}, got shape {tuple(logits.shape)}")
+    check_not_batched("logits", logits)
     largest = logits.detach().amax(dim)
     if not largest.isfinite().all():
         seen = largest[~largest.isfinite()][0].item()

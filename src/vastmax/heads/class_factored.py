@@ -10,6 +10,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from vastmax.differentiation import constant, outside_transforms
 from vastmax.functional import nce_loss, sampled_softmax_loss
 from vastmax.heads.base import Head, Table
 from vastmax.heads.clusters import Clusters
@@ -184,7 +185,8 @@ class ClassFactoredSoftmax(Head):
 
     @remembered
     def _sampled_within(self, hidden: Tensor, target: Tensor, generator: torch.Generator | None) -> Tensor:
-        candidates = self.clusters.sample(target, self.num_samples, generator)
+        with outside_transforms():
+            candidates = self.clusters.sample(constant("target", target), self.num_samples, generator)
         target_logit, sampled_logit = chosen_logits(
             hidden,
             self.weight,

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vastmax.differentiation import constant, outside_transforms
 from vastmax.heads.flat import FlatHead
 from vastmax.recomputation import remembered
 from vastmax.samplers import Batch, Candidates, Sampler, Uniform
@@ -174,14 +175,19 @@ class SampledHead(FlatHead):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         size = [self.num_samples] if self.shared else [len(target), self.num_samples]
-        bias = None if self.bias is None else self.divide(self.bias.detach())
-        batch = Batch(self.divide(hidden.detach()), target, self.weight.detach(), bias)
-        noise = self.sampler.given(batch, shared=self.shared)
-        target_log_count = noise.log_expected_count(target, size)
-        self._check_drawable(target, target_log_count)
-        candidates = self._drawn_from(noise, batch).sample(size, generator=generator)
-        if exclude is not None:
-            candidates = without(candidates, exclude, target)
+        batch = Batch(
+            constant("hidden", self.divide(hidden)),
+            constant("target", target),
+            constant("weight", self.weight),
+            None if self.bias is None else constant("bias", self.divide(self.bias)),
+        )
+        with outside_transforms():
+            noise = self.sampler.given(batch, shared=self.shared)
+            target_log_count = noise.log_expected_count(batch.target, size)
+            self._check_drawable(batch.target, target_log_count)
+            candidates = self._drawn_from(noise, batch).sample(size, generator=generator)
+            if exclude is not None:
+                candidates = without(candidates, constant("exclude", exclude), batch.target)
         if self.log_temperature is None and self.link is None:
             loss = self.loss_in_one_pass(hidden, target, target_log_count, candidates)
             if loss is not None:

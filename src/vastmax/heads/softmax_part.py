@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vastmax.compilation import uncompiled
+from vastmax.differentiation import constant, outside_transforms
 from vastmax.functional import sampled_softmax_loss
 from vastmax.heads.narrow_cross_entropy import is_narrow, narrow_cross_entropy
 from vastmax.reduction import reduce_rows
@@ -47,9 +49,12 @@ class SoftmaxPart(NamedTuple):
             reduction=reduction,
         )
 
+    @uncompiled
     def sampled_loss(self, sampler: Sampler, k: int, *, sparse: bool, generator: torch.Generator | None) -> Tensor:
         """The cross-entropy of each row (M,) among its label and k candidates that all rows share."""
-        candidates = sampler.sample(k, generator=generator)
+        with outside_transforms():
+            candidates = sampler.sample(k, generator=generator)
+            label_log_count = sampler.log_expected_count(constant("target", self.label), k)
         target_logit, sampled_logit = chosen_logits(
             self.hidden,
             self.weight,
@@ -61,7 +66,7 @@ class SoftmaxPart(NamedTuple):
         return sampled_softmax_loss(
             target_logit.squeeze(-1),
             sampled_logit,
-            sampler.log_expected_count(self.label, k),
+            label_log_count,
             candidates.log_expected_count,
             reduction="none",
         )
