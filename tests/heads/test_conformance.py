@@ -198,52 +198,6 @@ def test_non_contiguous_input(case):
     torch.testing.assert_close(*gradients(ours, [strided]), *gradients(theirs, [hidden]))
 
 
-@pytest.mark.parametrize("squared", [False, True])
-def test_double_backward_is_refused(case, squared):
-    head = case.make()
-    hidden, target, _ = batch()
-    # The gradient of the loss itself comes in as a constant, and must not pass for one on the way out.
-    loss = call(case, head, hidden, target)
-    (grad,) = torch.autograd.grad(loss**2 if squared else loss, hidden, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.square().sum().backward()
-
-
-def test_second_derivatives_are_right_or_refused(case):
-    """By hidden and every parameter, with tools that take an input without a path to it for a derivative of 0."""
-    head = case.make(**({"sparse": False} if case.sparse else {}))
-    hidden, target, _ = batch((2,))
-    names, values = zip(*head.named_parameters(), strict=True)
-    inputs = [x.detach() for x in (hidden, *values)]
-
-    def loss_of(place):
-        def loss(x):
-            given = [*inputs[:place], x, *inputs[place + 1 :]]
-            options = {"generator": torch.Generator().manual_seed(3)} if case.draws else {}
-            return torch.func.functional_call(
-                head, dict(zip(names, given[1:], strict=True)), (given[0], target), options
-            )
-
-        return loss
-
-    def slope(loss, x):
-        x = x.clone().requires_grad_()
-        return torch.autograd.grad(loss(x), x, allow_unused=True, materialize_grads=True)[0]
-
-    for place, x in enumerate(inputs):
-        loss, v = loss_of(place), torch.randn(x.shape, generator=torch.Generator().manual_seed(place)).double()
-        expected = (slope(loss, x + 1e-5 * v) - slope(loss, x - 1e-5 * v)) / 2e-5
-        for ask in (torch.autograd.functional.hvp, torch.autograd.functional.vhp):
-            try:
-                found = ask(loss, x, v)[1]
-            except RuntimeError as refusal:
-                found = refusal
-            if isinstance(found, RuntimeError):
-                assert "once_differentiable" in str(found)
-            elif not case.follows:  # whose candidates go with what is asked by
-                torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-
-
 def test_draws_are_reproducible(case):
     if not case.draws:
         pytest.skip("draws nothing")

@@ -238,3 +238,15 @@ def test_what_cannot_work_is_refused_and_leaves_nothing_behind():
     with pytest.raises(ValueError, match="expected one that is not updated in backward yet, got one that is"):
         apply_in_backward(RowwiseAdagrad(model.parameters()), model.bias, model.weight)
     apply_in_backward(optimizer, model.bias)
+
+
+def test_a_gradient_that_is_to_be_differentiated_is_no_step():
+    """The weight that it is a function of must stay."""
+    model = Model()
+    optimizer = RowwiseAdagrad(model.parameters(), lr=0.1)
+    apply_in_backward(optimizer, model.weight, model.bias)
+    before = model.weight.detach().clone()
+    (logits,) = chosen_logits(torch.ones(1, SIZE).double(), model.weight, torch.tensor([2, 3]), sparse=True)
+    (gradient,) = torch.autograd.grad(logits.square().sum(), model.weight, create_graph=True)
+    assert torch.equal(model.weight, before)
+    assert_close(gradient[2], 2 * logits[0, 0] * torch.ones(SIZE).double())

@@ -23,7 +23,8 @@ def apply_in_backward(optimizer: RowOptimizer, *parameters: Tensor) -> ExitStack
     What needs the whole gradient before the step cannot be had for these parameters: clipping, accumulation over
     several backward passes, and the scaling of `torch.amp.GradScaler`, by which they would move scaled steps.
     A gradient that comes by another way than chosen classes, as that of a tied embedding, is stored in `.grad` as
-    ever, for `optimizer.step()`. A backward pass through a graph that saved the old weight raises autograd's error.
+    ever, for `optimizer.step()`, and so is that of a backward pass with `create_graph=True`. A backward pass
+    through a graph that saved the old weight raises autograd's error.
 
     Args:
         optimizer: an optimizer of this package, which has to be kept: it is held weakly.
