@@ -59,6 +59,16 @@ def reduce_rows(
     return total / total_weight(counted)
 
 
+def in_their_places(values: Tensor, rows: Tensor) -> Tensor:
+    """Return the values (M,) of those rows that a mask names, in its shape (...), and 0 in the other rows.
+
+    Not by `masked_scatter`, whose gradient fails in torch's forward mode.
+    """
+    places = rows.reshape(-1)
+    zero_first = torch.cat([values.new_zeros(1), values])
+    return zero_first.index_select(0, places * places.cumsum(0)).view(rows.shape)
+
+
 def total_weight(weight: Tensor) -> Tensor:
     """Return the sum of the rows' weights, or 1 where that is 0."""
     total = weight.sum()

@@ -7,7 +7,16 @@ import torch
 from conformance import CASES, V, batch, call
 from torch.func import functional_call, grad, stack_module_state, vmap
 
-from derivatives import REFUSED, TORCHS_WARNINGS, assert_products, assert_slopes, differences, grad_twice, of_vector
+from derivatives import (
+    REFUSED,
+    TORCHS_WARNINGS,
+    assert_products,
+    assert_slopes,
+    differences,
+    forward_over_reverse,
+    grad_twice,
+    of_vector,
+)
 
 pytestmark = [pytest.mark.filterwarnings(f"ignore:{warning}") for warning in TORCHS_WARNINGS]
 
@@ -18,9 +27,14 @@ def case(request):
 
 
 def problem(case, reduction):
-    """A head's loss as a function of one vector: hidden, every parameter and the rows' weights; and a direction."""
+    """A head's loss as a function of one vector: hidden, every parameter and the rows' weights; and a direction.
+
+    One of the rows is ignored where the loss is of rows.
+    """
     head = case.make(reduction=reduction, **({"sparse": False} if case.sparse else {}))
     hidden, target, g = batch((3,))
+    if reduction == "none":
+        target[1] = -100
     w = torch.rand(3, generator=g, dtype=torch.float64) + 0.5
     upstream = torch.randn(3, generator=g, dtype=torch.float64) if reduction == "none" else torch.ones(())
     names = list(dict(head.named_parameters()))
@@ -49,6 +63,35 @@ def test_second_derivatives(case, reduction):
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_slopes(case, reduction):
     assert_slopes(*problem(case, reduction))
+
+
+@pytest.mark.parametrize("kind", ["several classes", "shares", "probabilities"])
+def test_second_derivatives_of_other_targets(case, kind):
+    """Several true classes of which one is ignored, shares of the row, and the classes' probabilities."""
+    head = case.make(reduction="none", **({"sparse": False} if case.sparse else {}))
+    hidden, first, g = batch((3,))
+    target = torch.stack([first, (first + 2) % V, torch.full_like(first, -100)], -1)
+    target[1, 1] = -100
+    share = torch.rand(3, 3, generator=g, dtype=torch.float64)
+    options = {"target_weight": share} if kind == "shares" else {}
+    if kind == "probabilities":
+        target = torch.rand(3, V, generator=g, dtype=torch.float64).softmax(-1)
+    takes_it = (
+        head.takes_probabilities if kind == "probabilities" else not case.sampled or head.sampler.takes_several
+    )
+    if not takes_it or case.follows:
+        return
+    names = list(dict(head.named_parameters()))
+
+    def loss(hidden, *parameters):
+        state = dict(zip(names, parameters, strict=True))
+        return call(case, functionally(head, state), hidden, target, **options).square().sum()
+
+    f, x = of_vector(loss, [hidden, *head.parameters()])
+    v = torch.randn(x.shape, generator=g, dtype=torch.float64)
+    wanted = differences(f, x, v)
+    for way in (grad_twice, forward_over_reverse):
+        torch.testing.assert_close(way(f, x, v), wanted, rtol=1e-6, atol=1e-7)
 
 
 def test_second_derivatives_of_leaves(case):

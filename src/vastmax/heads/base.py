@@ -9,8 +9,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from vastmax.differentiation import check_not_batched
 from vastmax.heads.targets import RowLoss, TrueClasses, check_several, check_target_weight, shares
-from vastmax.reduction import REDUCTIONS, check_sample_weight, reduce_rows
+from vastmax.reduction import REDUCTIONS, check_sample_weight, in_their_places, reduce_rows
 from vastmax.scoring.top import TopK
 from vastmax.validation import (
     check_choice,
@@ -168,13 +169,15 @@ class Head(nn.Module, ABC):
             return TrueClasses(loss, target.to(loss.dtype))
         classes, counted, share = shares(hidden, target, self.ignore_index, target_weight)
         possible = self._possible(classes)
+        if possible is not None:
+            check_not_batched("bias", possible)
         scored = counted if possible is None else counted & possible
         rows = hidden.unsqueeze(-2).expand(*classes.shape, -1)
         if scored.all():  # and so need not be picked out, which copies the rows and adds them up on the way back
             loss = row_loss(rows.reshape(-1, hidden.shape[-1]), classes.reshape(-1)).view(classes.shape)
         else:
             found = row_loss(rows[scored], classes[scored])
-            loss = found.new_zeros(classes.shape).masked_fill(counted, torch.inf).masked_scatter(scored, found)
+            loss = in_their_places(found, scored).masked_fill(counted & ~scored, torch.inf)
         return TrueClasses(loss, share.to(loss.dtype), classes)
 
     def _possible(self, classes: Tensor) -> Tensor | None:

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from vastmax.heads.flat import FlatHead
 from vastmax.heads.targets import rows_that_count, shares
-from vastmax.reduction import reduce_rows
+from vastmax.reduction import in_their_places, reduce_rows
 from vastmax.scoring import linear_logits, linear_loss
 from vastmax.scoring.links import LogSigmoid
 from vastmax.validation import check_finite
@@ -97,7 +97,7 @@ class OneVsAll(FlatHead):
         found = linear_loss(
             self._logistic, self.divide(hidden), self.weight, linear_bias=self.exact_bias(), rows=rows
         )
-        loss = found.new_zeros(ignored.shape).masked_scatter(~ignored, found)
+        loss = in_their_places(found, ~ignored)
         return reduce_rows(loss, reduction=self.reduction, weight=sample_weight, ignored=ignored)
 
     def check(

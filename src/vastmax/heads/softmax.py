@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vastmax.heads.flat import FlatHead
 from vastmax.heads.targets import mean_class_weight, mean_weight, no_share, rows_that_count, shares
-from vastmax.reduction import reduce_rows
+from vastmax.reduction import in_their_places, reduce_rows
 from vastmax.scoring import linear_cross_entropy, linear_soft_cross_entropy
 from vastmax.scoring.cross_entropy import check_filter_eps
 from vastmax.scoring.products import check_product_dtype
@@ -150,7 +150,7 @@ class Softmax(FlatHead):
             focal_gamma=self.focal_gamma,
             link=self.link,
         )
-        loss = found.new_zeros(ignored.shape).masked_scatter(~ignored, found)
+        loss = in_their_places(found, ~ignored)
         mass = None
         if self.class_weight is not None:
             weight = self.class_weight.to(loss.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vastmax.reduction import REDUCTIONS, check_sample_weight, total_weight
+from vastmax.reduction import REDUCTIONS, check_sample_weight, in_their_places, total_weight
 from vastmax.scoring.blocks import LinearScorer
 from vastmax.scoring.every_class import check_linear, row_statistics, summed_loss
 from vastmax.scoring.focal import focal
@@ -164,7 +164,7 @@ def linear_cross_entropy(
             link=link,
         )
         if reduction == "none":
-            return loss.new_zeros(target.shape).masked_scatter(counted, loss)
+            return in_their_places(loss, counted)
         return loss.sum()
 
     idle = row_weight * target_weight == 0
@@ -182,7 +182,7 @@ def linear_cross_entropy(
 
     if reduction == "none":
         loss = row_loss(row_statistics(scorer), slice(None))
-        return loss.new_zeros(target.shape).masked_scatter(counted, loss)
+        return in_their_places(loss, counted)
     return summed_loss(scorer, row_loss, held=(weight, sample_weight))
 
 
