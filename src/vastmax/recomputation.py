@@ -201,7 +201,7 @@ def _found(number: int, owner: object) -> _Forward:
             f"with the graph of its loss or, under use_reentrant=True, after {KEPT} others"
         )
     latest = max(waiting, key=lambda forward: forward.place)
-    if not all(forward.read_the_same_as(latest) for forward in waiting):
+    if not all(forward is latest or forward.read_the_same_as(latest) for forward in waiting):
         raise RuntimeError(
             "a forward within a backward pass: expected the recomputation of one earlier forward, got "
             f"{len(waiting)} at its random state that read different states of queue, sampler or generator: seed "

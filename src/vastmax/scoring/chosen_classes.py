@@ -57,13 +57,12 @@ class _ChosenLogits(Fused):
 def _score(hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor) -> Tensor:
     """Logits (N, K) of `ids`, (K,) or (N, K)."""
     hidden = hidden.to(arithmetic(hidden, weight))
+    bias = None if bias is None else bias[ids].to(hidden.dtype)
     if ids.ndim == 1:
-        logits = hidden @ class_rows(weight, ids, hidden.dtype).t()
-    else:
-        logits = gather_dot(hidden, weight, ids)
-    if bias is not None:
-        logits += bias[ids].to(logits.dtype)
-    return logits
+        of_classes = class_rows(weight, ids, hidden.dtype).t()
+        return hidden @ of_classes if bias is None else torch.addmm(bias, hidden, of_classes)
+    logits = gather_dot(hidden, weight, ids)
+    return logits if bias is None else logits + bias
 
 
 @uncompiled
