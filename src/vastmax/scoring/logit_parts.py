@@ -11,9 +11,9 @@ from torch import Tensor
 from vastmax.scoring import blocks
 from vastmax.scoring.class_gradients import arithmetic
 
-PART_ELEMENTS = 1 << 19
-"""Logits in a part on a CPU, unless a row for each thread is more: 2 MB in float32. What is made of a part stays in
-a cache, and in memory that the process has; larger tensors would be given back, and cleared page by page anew."""
+PART_ELEMENTS = 1 << 20
+"""Logits in a part on a CPU, of as many rows for each thread: 4 MB in float32. What is made of a part stays in a
+cache, and in memory that the process has; larger tensors would be given back, and cleared page by page anew."""
 
 COPIES = 4
 """Parts in a block of `BLOCK_ELEMENTS` at least: several tensors of the size of a part are made of each."""
@@ -43,7 +43,8 @@ class LogitBlock(NamedTuple):
         width = self.together * self.logits.shape[1]
         step = max(1, blocks.BLOCK_ELEMENTS // (COPIES * width))
         if self.logits.device.type == "cpu":
-            step = min(step, max(PART_ELEMENTS // width, torch.get_num_threads()))
+            threads = torch.get_num_threads()
+            step = min(step, threads * max(1, round(PART_ELEMENTS / (width * threads))))
         for part in blocks.slices(self.rows.start, self.rows.stop, self.together * step):
             yield LogitRows(part, self.logits[part.start - self.rows.start : part.stop - self.rows.start])
 
