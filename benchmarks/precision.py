@@ -89,6 +89,7 @@ HEADS: dict[str, Callable[[Tensor], heads.Head]] = {
     "SampledSoftmax": flat(heads.SampledSoftmax),
     "NCE": flat(heads.NCE),
     "OneVsEach": flat(heads.OneVsEach),
+    "ImportanceSampledSoftmax": flat(heads.ImportanceSampledSoftmax),
     "MixtureOfSoftmaxes": mixture,
     "ClassFactoredSoftmax": factored,
     "AdaptiveSoftmax, shortlist": shortlist,
@@ -144,26 +145,43 @@ def contrastive_negatives(logits: Tensor) -> Tensor:
     return functional.info_nce(hidden(), key[:1], key[None, 1:], temperature=1.0, in_batch=False)
 
 
+def both_ways(logits: Tensor) -> Tensor:
+    """Pairs of the first logit, each beside the second one in all others' places."""
+    first, other = logits[:2]
+    query = torch.nn.functional.pad(torch.eye(len(logits)), (1, 0), value=1.0)
+    key = torch.cat([other.expand(len(logits), 1), (first - other) * torch.eye(len(logits))], -1)
+    return functional.clip_loss(query, key, temperature=1.0)
+
+
 LOSS_TABLE: dict[str, Loss] = {
     "linear_cross_entropy": lambda x: functional.linear_cross_entropy(hidden(), as_weight(x), torch.tensor([0])),
     **{f"{name}.nll": nll_of(build) for name, build in HEADS.items()},
+    "SigSoftmax.nll": nll_of(flat(heads.SigSoftmax)),
     "Softmax.topk": best,
     "SampledSoftmax, loss": sampled_head,
     "sampled_softmax_loss": sampled,
     "importance_sampled_softmax_loss": importance,
     "info_nce": contrastive,
     "info_nce, own negatives": contrastive_negatives,
+    "clip_loss": both_ways,
     "torch.log_softmax": lambda x: -x.log_softmax(-1)[0],
 }
 
 
-def worst(loss: Loss, offset: float) -> float:
+def softmax_logits(name: str, logits: Tensor) -> Tensor:
+    """The logits of the softmax that a loss of the table is of: mostly those that it is given."""
+    if name == "SigSoftmax.nll":
+        return logits + torch.nn.functional.logsigmoid(logits)
+    return logits[[0] + [1] * (len(logits) - 1)] if name == "clip_loss" else logits
+
+
+def worst(name: str, offset: float) -> float:
     """The largest relative error of a loss beside logits of this size, over all sizes of the loss."""
     errors = []
     for size in LOSSES:
         logits = logits_of(offset, size)
-        exact = -logits.double().log_softmax(-1)[0]
-        errors.append(float(((loss(logits).detach().double() - exact) / exact).abs()))
+        exact = -softmax_logits(name, logits.double()).log_softmax(-1)[0]
+        errors.append(float(((LOSS_TABLE[name](logits).detach().double() - exact) / exact).abs()))
     return max(errors)
 
 
@@ -173,8 +191,8 @@ def main() -> None:
     print("| largest relative error, losses of " + ", ".join(f"{x:g}" for x in LOSSES), end=" | ")
     print(" | ".join(f"logits + {offset:g}" for offset in OFFSETS) + " |")
     print("|---|" + "---|" * len(OFFSETS))
-    for name, loss in LOSS_TABLE.items():
-        print(f"| `{name}` | " + " | ".join(f"{worst(loss, offset):.1e}" for offset in OFFSETS) + " |")
+    for name in LOSS_TABLE:
+        print(f"| `{name}` | " + " | ".join(f"{worst(name, offset):.1e}" for offset in OFFSETS) + " |")
 
 
 if __name__ == "__main__":
