@@ -15,7 +15,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(READY)  ## compare the heads on the interpreter's own source, in at most four minutes
-	$(BIN)/vastmax compare lm --budget 18s --points 5 --point-tokens 8000 --eval-tokens 15000
+	$(BIN)/vastmax compare lm --budget 18s --points 5 --point-tokens 6000 --eval-tokens 12000
 
 test: lint  ## ruff, mypy and the test suite
 	$(BIN)/python -m pytest -n auto --dist worksteal
