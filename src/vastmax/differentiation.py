@@ -29,7 +29,7 @@ class Fused(torch.autograd.Function):
     @classmethod
     def call(cls, *arguments: Any) -> Any:
         """Return the function of its arguments, differentiable in every way that torch has of asking."""
-        if transforms_are_active() or any(map(has_direction, arguments)):
+        if transforms_are_active() or (directions_are_taken() and any(map(has_direction, arguments))):
             return cls.plain(*arguments)
         return cls.apply(*arguments)  # type: ignore[no-untyped-call]
 
@@ -120,6 +120,11 @@ def transforms_are_active() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
+def directions_are_taken() -> bool:
+    """Return whether forward mode is at work, outside of `torch.func`; cheaper than to ask of each tensor."""
+    return forward_ad._current_level >= 0
+
+
 def has_direction(value: object) -> bool:
     """Return whether a value is a tensor whose derivative in one direction is taken along, in forward mode."""
     if not isinstance(value, Tensor):
@@ -156,12 +161,14 @@ def check_not_batched(name: str, value: Tensor) -> None:
 
 def constant(name: str, value: Tensor) -> Tensor:
     """Return a tensor's values, through which no derivative flows: in no mode, and in no transform."""
-    has_direction(value)  # raises if it has many
     check_not_batched(name, value)
+    with_directions = directions_are_taken()
+    if with_directions:
+        has_direction(value)  # raises if it has many
     while torch._C._functorch.is_functorch_wrapped_tensor(value):
         value = torch._C._functorch.get_unwrapped(value)
-    primal: Tensor = forward_ad.unpack_dual(value.detach()).primal
-    return primal
+    value = value.detach()
+    return forward_ad.unpack_dual(value).primal if with_directions else value
 
 
 def outside_transforms() -> AbstractContextManager[object]:
