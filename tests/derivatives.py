@@ -53,6 +53,12 @@ def forward_over_reverse(f, x, v):
         return forward_ad.unpack_dual(first).tangent.detach()
 
 
+def forward_over_reverse_alone(f, x, v):
+    with forward_ad.dual_level():
+        leaf = forward_ad.make_dual(x.clone().requires_grad_(), v)
+        return forward_ad.unpack_dual(torch.autograd.grad(f(leaf), leaf)[0]).tangent
+
+
 HESSIAN_PRODUCTS = {
     "grad twice": grad_twice,
     "backward twice": backward_twice,
@@ -64,6 +70,7 @@ HESSIAN_PRODUCTS = {
         functional.jacobian(lambda y: functional.jacobian(f, y, create_graph=True), x) @ v
     ),
     "forward_ad of grad": forward_over_reverse,
+    "forward_ad of grad, without a graph of it": forward_over_reverse_alone,
     "func.grad of func.grad": lambda f, x, v: grad(lambda y: grad(f)(y) @ v)(x),
     "func.vjp of func.grad": lambda f, x, v: vjp(grad(f), x)[1](v)[0],
     "func.jvp of func.grad": lambda f, x, v: jvp(grad(f), (x,), (v,))[1],
@@ -91,6 +98,15 @@ def batched_backward(f, x, v):
     return rows[0] @ v
 
 
+def direction_from_above(f, x, v):
+    """Of a factor of f, which has a direction where x has none: the gradient of f moves by itself."""
+    leaf = x.clone().requires_grad_()
+    with forward_ad.dual_level():
+        factor = forward_ad.make_dual(torch.tensor(2.0).double(), torch.tensor(1.0).double())
+        (found,) = torch.autograd.grad(f(leaf) * factor, leaf)
+        return forward_ad.unpack_dual(found).tangent @ v
+
+
 SLOPES = {
     "functional.jvp": lambda f, x, v: functional.jvp(f, x, v)[1],
     "functional.vjp": lambda f, x, v: functional.vjp(f, x)[1] @ v,
@@ -100,6 +116,7 @@ SLOPES = {
     "batched backward": batched_backward,
     "forward_ad": forward_mode,
     "forward_ad, no_grad": forward_mode_without_grad,
+    "forward_ad of a factor": direction_from_above,
     "func.grad": lambda f, x, v: grad(f)(x) @ v,
     "func.jvp": lambda f, x, v: jvp(f, (x,), (v,))[1],
     "func.jacrev": lambda f, x, v: jacrev(f)(x) @ v,

@@ -242,3 +242,16 @@ def test_vmap_of_what_is_not_looked_at(loss, batched):
         ours, theirs = (ours,), tuple((one,) for one in theirs)
     for i, of_both in enumerate(ours):
         torch.testing.assert_close(of_both, torch.stack([one[i] for one in theirs]))
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.5])
+def test_the_focal_term_of_a_certain_class(gamma):
+    """Where 1 - p is 0 the derivatives of its power are infinite, and those by the logits 0."""
+    logits = torch.tensor([[0.0, -60.0, -60.0], [0.3, 0.0, 1.0]], dtype=torch.float64)
+
+    def loss(weight):
+        return linear_cross_entropy(torch.eye(2).double(), weight, TARGET[:2] * 0, focal_gamma=gamma)
+
+    v = normal(3, 2)
+    f, x = of_vector(loss, [logits.t().contiguous()])
+    assert_products(f, x, v.reshape(-1), differences(f, x, v.reshape(-1)))

@@ -109,10 +109,10 @@ def along(rule: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def takes_operators(*upstream: Tensor) -> bool:
     """Return whether a backward pass with this coming in has to be made of torch's operators.
 
-    It is so if it is to be differentiated in turn, or is one of many at a time.
+    It is so if it is to be differentiated in turn, in either mode, or is one of many at a time.
     """
     batched = any(map(torch._C._functorch.is_legacy_batchedtensor, upstream))
-    return torch.is_grad_enabled() or transforms_are_active() or batched
+    return torch.is_grad_enabled() or directions_are_taken() or transforms_are_active() or batched
 
 
 def transforms_are_active() -> bool:

@@ -56,10 +56,10 @@ class _OwnClasses(Fused):
     ) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
             rows = hidden.to(arithmetic(hidden, weight))
-            numbers = (x.to(rows.dtype) if x.is_floating_point() else x for x in arguments)
+            numbers = [x.to(rows.dtype) if x.is_floating_point() else x for x in arguments]
             loss_of = implementation(kernel, rows, weight, bias)
             loss, slope, grad_hidden = loss_of(rows, weight, bias, ids, *numbers, scale)
-        keep(ctx, (hidden, weight, bias, kernel, ids, scale, sparse, *arguments), slope, grad_hidden)
+        keep(ctx, (hidden, weight, bias, kernel, ids, scale, sparse, *numbers), slope, grad_hidden)
         return loss  # type: ignore[no-any-return]
 
     @staticmethod
