@@ -1,5 +1,6 @@
 """One sigmoid per class against torch's binary cross-entropy, for every kind of label."""
 
+import itertools
 import math
 
 import pytest
@@ -66,6 +67,26 @@ def test_a_label_named_twice_is_as_true_as_its_larger_share(hidden):
     truth = torch.zeros(N, V, dtype=torch.float64)
     truth[:, 2], truth[:, 6] = 0.5, 0.9
     torch.testing.assert_close(head(hidden, twice, target_weight=share), head(hidden, truth))
+
+
+@pytest.mark.parametrize("class_weight", [None, torch.linspace(0.5, 2.0, V, dtype=torch.float64)])
+def test_labels_named_again_in_any_order(class_weight):
+    """Beside padding, whose place is some class's: losses and gradients of a matrix of the largest shares."""
+    g = torch.Generator().manual_seed(4)
+    head = build(reduction="none", class_weight=class_weight)
+    hidden = torch.randn(20, D, generator=g, dtype=torch.float64).requires_grad_()
+    classes = torch.randint(-1, 3, (20, 6), generator=g)
+    share = torch.randint(0, 5, (20, 6), generator=g).double() / 4
+    truth = torch.zeros(20, V, dtype=torch.float64)
+    for row, column in itertools.product(range(20), range(6)):
+        if (label := classes[row, column]) >= 0:
+            truth[row, label] = max(truth[row, label], share[row, column])
+    upstream = torch.randn(20, generator=g, dtype=torch.float64)
+    leaves = [hidden, *head.parameters()]
+    ours, theirs = head(hidden, classes.where(classes >= 0, -100), target_weight=share), head(hidden, truth)
+    torch.testing.assert_close(ours, theirs)
+    for one, other in zip(*(torch.autograd.grad(x, leaves, upstream) for x in (ours, theirs)), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def at_its_optimum(head, loss):

@@ -90,7 +90,9 @@ class OneVsAll(FlatHead):
         else:
             several = target.ndim == hidden.ndim
             classes, counted, _ = shares(hidden, target, self.ignore_index, target_weight)
-            truth = counted.to(hidden.dtype) if target_weight is None else target_weight.masked_fill(~counted, 0.0)
+            truth = counted.to(hidden.dtype)
+            if target_weight is not None:
+                truth = _largest_of_each_class(target_weight.masked_fill(~counted, 0.0), classes)
             rows = [truth, classes]
             ignored = torch.zeros_like(counted[..., 0]) if several else ~counted[..., 0]
         hidden, *rows = rows_that_count(ignored, hidden, *rows)
@@ -117,10 +119,12 @@ class OneVsAll(FlatHead):
     def _logistic(self, logits: Tensor, truth: Tensor, classes: Tensor | None = None) -> Tensor:
         """The loss (n,) of logits (n, V) and how true their labels are: those of `classes`, or all."""
         truth = truth.to(logits.dtype)
-        if classes is not None:  # a label that is named twice is as true as its larger share
-            truth = torch.zeros_like(logits).scatter_reduce(-1, classes, truth, "amax")
-        loss = functional.softplus(logits) - (truth * logits.masked_fill(truth == 0, 0.0))
-        return loss.sum(-1) if self.class_weight is None else (loss * self.class_weight.to(loss.dtype)).sum(-1)
+        named = logits if classes is None else logits.gather(-1, classes)
+        against, supported = functional.softplus(logits), truth * named.masked_fill(truth == 0, 0.0)
+        if self.class_weight is None:
+            return against.sum(-1) - supported.sum(-1)
+        weight = self.class_weight.to(logits.dtype)
+        return against @ weight - (supported * (weight if classes is None else weight[classes])).sum(-1)
 
     def _check_probabilities(self, target: Tensor, rows: torch.Size) -> None:
         shape = (*rows, self.num_classes)
@@ -134,3 +138,12 @@ class OneVsAll(FlatHead):
         """Return the log-probability that each label is true, by itself: (..., V), in nats."""
         self.check(hidden)
         return functional.logsigmoid(linear_logits(self.divide(hidden), self.weight, linear_bias=self.exact_bias()))
+
+
+def _largest_of_each_class(truth: Tensor, classes: Tensor) -> Tensor:
+    """How true the named classes (..., T) are, 0 where one is named again: it is as true as its largest share."""
+    by_share = truth.argsort(stable=True, dim=-1, descending=True)
+    places = by_share.gather(-1, classes.gather(-1, by_share).argsort(stable=True, dim=-1))
+    ids = classes.gather(-1, places)
+    again = functional.pad(ids[..., 1:] == ids[..., :-1], (1, 0))
+    return truth.masked_fill(torch.zeros_like(again).scatter(-1, places, again), 0.0)
