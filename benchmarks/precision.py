@@ -53,6 +53,7 @@ def mixture(logits: Tensor) -> heads.Head:
     state = found.state_dict()
     state["weight"].copy_(as_weight(logits))
     state["projection"].zero_()[::2] = 100.0  # whose hyperbolic tangent is 1
+    state["gate"].copy_(torch.eye(2))
     return found
 
 

@@ -37,15 +37,17 @@ def log_partition_estimate(
 def log_mass(terms: Tensor, beside: Tensor | None = None) -> Tensor:
     r"""$\log \sum_j e^{x_j - t}$ (...) of terms (..., K) beside t (...): -inf, without a gradient, of nothing.
 
-    The largest term stands apart until t is taken off it, so that an offset of both costs no digit.
+    The largest term stands apart until t is taken off it, so that an offset of both costs no digit. In the mass its
+    1 stands apart from the others, which may be so small that they would be lost beside it.
     """
     if terms.shape[-1] == 0:
         return terms.sum(-1) - (torch.inf if beside is None else torch.inf + beside)
-    bounds = torch.finfo(terms.dtype)
-    largest = terms.detach().amax(-1).clamp(bounds.min, bounds.max)
-    mass = (terms - largest.unsqueeze(-1)).exp().sum(-1)
-    nothing = mass == 0
-    log = mass.masked_fill(nothing, 1.0).log().masked_fill(nothing, -torch.inf)
+    bounds, place = torch.finfo(terms.dtype), terms.detach().argmax(-1, keepdim=True)
+    first, others = terms.gather(-1, place).squeeze(-1), terms.scatter(-1, place, -torch.inf)
+    largest = first.detach().clamp(bounds.min, bounds.max)
+    added = (others - largest.unsqueeze(-1)).exp().sum(-1) + torch.expm1(first - largest)
+    nothing = first.isneginf()
+    log = added.masked_fill(nothing, 0.0).log1p().masked_fill(nothing, -torch.inf)
     return log + (largest if beside is None else largest - beside)
 
 
