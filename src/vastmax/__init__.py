@@ -28,10 +28,12 @@ from vastmax import (
     scoring,
     trees,
 )
+from vastmax.checking import checks
 
 __version__ = version("vastmax")
 __all__ = [
     "calibration",
+    "checks",
     "contrastive",
     "density",
     "functional",

@@ -1,4 +1,4 @@
-"""Gradients by hand, by torch's operators where more is asked than those give, and graphs that end at once."""
+"""Which derivatives torch asks for, what is a constant to them, and graphs that end at once."""
 
 from __future__ import annotations
 
@@ -11,80 +11,6 @@ import torch
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
-
-
-class Fused(torch.autograd.Function):
-    """A function whose gradient is written by hand: made block by block, or by a kernel.
-
-    Such a gradient has no derivative of its own, knows no directions, and needs the numbers themselves. So where it
-    is to be differentiated in turn, in forward mode and within `torch.func`, the function is `plain`: the same, in
-    torch's operators, which hold all logits at once and give dense gradients.
-
-    A subclass states `plain(*arguments)`, `forward(ctx, *arguments)`, which calls `keep`, and `backward` under
-    `differentiable_by(plain)`. It is called by `call`, not by `apply`.
-    """
-
-    plain: Callable[..., Any]
-
-    @classmethod
-    def call(cls, *arguments: Any) -> Any:
-        """Return the function of its arguments, differentiable in every way that torch has of asking."""
-        if transforms_are_active() or (directions_are_taken() and any(map(has_direction, arguments))):
-            return cls.plain(*arguments)
-        return cls.apply(*arguments)  # type: ignore[no-untyped-call]
-
-
-def keep(ctx: Any, arguments: tuple[Any, ...], *made: Tensor | None) -> None:
-    """Save the arguments of a fused function, and what else its gradient is made of."""
-    ctx.options = tuple(None if isinstance(x, Tensor) else x for x in arguments)
-    ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in arguments), *made)
-
-
-def kept(ctx: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Return what `keep` saved: the arguments, and what else."""
-    saved, count = ctx.saved_tensors, len(ctx.options)
-    arguments = (option if x is None else x for x, option in zip(saved[:count], ctx.options, strict=True))
-    return tuple(arguments), saved[count:]
-
-
-def differentiable_by(plain: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Have autograd differentiate `plain` where the gradient of a fused function is to be differentiated in turn.
-
-    It is where grad mode is on within the backward pass, as by `create_graph=True`. What flows in need not show it:
-    the gradient of a loss which is backpropagated as it is comes in as a constant, 1.
-    """
-
-    def decorate(backward: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(backward)
-        def call(ctx: Any, *upstream: Tensor) -> Any:
-            if takes_operators(*upstream):
-                return _gradients_of(plain, ctx, upstream)
-            return backward(ctx, *upstream)
-
-        return call
-
-    return decorate
-
-
-def _gradients_of(plain: Callable[..., Any], ctx: Any, upstream: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
-    """Return the gradients of all arguments, None where none is wanted, as functions of arguments and upstream."""
-    twice = torch.is_grad_enabled()
-    arguments, _ = kept(ctx)
-    with torch.enable_grad(), torch.autocast(upstream[0].device.type, enabled=False):
-        # Views, for one argument may be another, or be made of it: each has the gradient of its own place.
-        inputs = [x.view_as(x) if wanted else x for x, wanted in zip(arguments, ctx.needs_input_grad, strict=True)]
-        found = plain(*inputs)
-        outputs = found if isinstance(found, tuple) else (found,)
-        flows = [(out, flow) for out, flow in zip(outputs, upstream, strict=True) if out.requires_grad]
-        gradients = torch.autograd.grad(
-            [out for out, _ in flows],
-            [x for x, wanted in zip(inputs, ctx.needs_input_grad, strict=True) if wanted],
-            [flow for _, flow in flows],
-            create_graph=twice,
-            allow_unused=True,
-        )
-    remaining = iter(gradients)
-    return tuple(next(remaining) if wanted else None for wanted in ctx.needs_input_grad)
 
 
 def along(rule: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -161,6 +87,8 @@ def check_not_batched(name: str, value: Tensor) -> None:
 
 def constant(name: str, value: Tensor) -> Tensor:
     """Return a tensor's values, through which no derivative flows: in no mode, and in no transform."""
+    if torch.compiler.is_compiling():
+        return value.detach()
     check_not_batched(name, value)
     with_directions = directions_are_taken()
     if with_directions:
@@ -173,7 +101,9 @@ def constant(name: str, value: Tensor) -> Tensor:
 
 def outside_transforms() -> AbstractContextManager[object]:
     """Within it no transform of `torch.func` is at work: for what is made of constants alone, such as draws."""
-    return temporarily_clear_interpreter_stack() if transforms_are_active() else nullcontext()
+    if torch.compiler.is_compiling() or not transforms_are_active():
+        return nullcontext()
+    return temporarily_clear_interpreter_stack()
 
 
 def saved_tensors_have_hooks() -> bool:

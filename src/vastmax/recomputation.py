@@ -28,7 +28,6 @@ from weakref import WeakSet, ref
 import torch
 from torch import Tensor
 
-from vastmax.compilation import uncompiled
 from vastmax.differentiation import saved_tensors_have_hooks
 
 T = TypeVar("T")
@@ -78,7 +77,7 @@ def remembered(function: Callable[Concatenate[Owner, P], Tensor]) -> Callable[Co
 
     @functools.wraps(function)
     def call(self: Owner, /, *args: P.args, **kwargs: P.kwargs) -> Tensor:
-        if _this_run() is not None:
+        if torch.compiler.is_compiling() or _this_run() is not None:  # what a graph draws it draws once
             return function(self, *args, **kwargs)
         run = _Run(self)
         token = _under_way.set(run)
@@ -89,7 +88,7 @@ def remembered(function: Callable[Concatenate[Owner, P], Tensor]) -> Callable[Co
         run.end(loss)
         return loss
 
-    return uncompiled(call)
+    return call
 
 
 def replayed(generator: torch.Generator | None) -> torch.Generator | None:

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from vastmax.validation import check_choice, check_finite
+from vastmax import checking
+from vastmax.validation import check_all, check_choice, check_finite
 
 REDUCTIONS = ("none", "mean", "sum")
 
@@ -59,14 +60,58 @@ def reduce_rows(
     return total / total_weight(counted)
 
 
-def in_their_places(values: Tensor, rows: Tensor) -> Tensor:
-    """Return the values (M,) of those rows that a mask names, in its shape (...), and 0 in the other rows.
+class CountedRows:
+    """The rows that count, of all: picked out where their number can be known, and else all, the others blank.
 
-    Not by `masked_scatter`, whose gradient fails in torch's forward mode.
+    Rows that do not count cost nothing where they are picked out. But how many do is a number on the device, which
+    the program would have to wait for, and which no compiled graph knows: there the others are made 0, scored like
+    any, and their values left out.
+
+    Args:
+        counted: (...) bool.
+        every: whether all of them are known to count.
     """
-    places = rows.reshape(-1)
-    zero_first = torch.cat([values.new_zeros(1), values])
-    return zero_first.index_select(0, places * places.cumsum(0)).view(rows.shape)
+
+    def __init__(self, counted: Tensor, *, every: bool = False) -> None:
+        self.counted = counted
+        at_hand = checking.at_hand(counted)
+        # All of them need not be picked out, which copies the rows.
+        self._all = every or (at_hand and bool(counted.all()))
+        self._places = None  # among all rows, in order
+        if at_hand and not self._all:
+            self._places = counted.reshape(-1).nonzero().squeeze(-1)
+
+    @property
+    def blank(self) -> Tensor | None:
+        """(M,) bool: which of the rows that are left do not count; None where there are none."""
+        return None if self._all or self._places is not None else ~self.counted.reshape(-1)
+
+    @property
+    def none(self) -> bool:
+        """Whether no row is known to count."""
+        return self._places is not None and len(self._places) == 0
+
+    def of(self, rows: Tensor) -> Tensor:
+        """Return the rows (M, ...) of a tensor (..., ...)."""
+        features = rows.shape[self.counted.ndim :]
+        flat = rows.reshape(self.counted.numel(), *features)
+        if self._places is not None:
+            return flat.index_select(0, self._places)
+        if self._all:
+            return flat
+        return flat.masked_fill(~self.counted.view(-1, *(1,) * len(features)), 0)
+
+    def in_their_places(self, values: Tensor) -> Tensor:
+        """Return values (M,) in the shape (...) of all rows, 0 in those that do not count.
+
+        Not by `masked_scatter`, whose gradient fails in torch's forward mode.
+        """
+        if self._places is not None:
+            places = self.counted.reshape(-1)
+            zero_first = torch.cat([values.new_zeros(1), values])
+            values = zero_first.index_select(0, places * places.cumsum(0))
+        values = values.view(self.counted.shape)
+        return values if self.blank is None else values.masked_fill(~self.counted, 0.0)
 
 
 def total_weight(weight: Tensor) -> Tensor:
@@ -84,5 +129,4 @@ def check_sample_weight(sample_weight: Tensor, rows: torch.Size) -> None:
             f"sample_weight: expected shape {tuple(rows)}, one per row, got {tuple(sample_weight.shape)}"
         )
     check_finite("sample_weight", sample_weight)
-    if (sample_weight < 0).any():
-        raise ValueError(f"sample_weight: expected weights of at least 0, got {sample_weight.min().item()}")
+    check_all("sample_weight", "weights of at least 0", sample_weight, sample_weight >= 0)

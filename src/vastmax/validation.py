@@ -10,6 +10,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from vastmax import checking
+from vastmax.checking import require
 from vastmax.differentiation import check_not_batched
 
 SUMMED_ELEMENTS = 1 << 18
@@ -71,7 +73,8 @@ def check_finite_number(
 ) -> float:
     """Return `value` as a plain float if it is a number of any make, as `float` takes it, finite and in bounds."""
     number = check_number(name, value)
-    if not math.isfinite(number) or number <= above or number < at_least or number >= below:
+    # Compared rather than asked, for in a graph whose numbers may change it is a symbol.
+    if not (-math.inf < number < math.inf and above < number < below and number >= at_least):
         seen = value if isinstance(value, int) else number
         bounds = (("greater than", above), ("of at least", at_least), ("less than", below))
         expected = " and ".join(f"{words} {bound:g}" for words, bound in bounds if math.isfinite(bound))
@@ -96,7 +99,11 @@ def check_scalar(name: str, value: float | Tensor, *, above: float = -math.inf) 
             f"{name}: expected a number or a floating-point tensor (), got {value.dtype} {tuple(value.shape)}"
         )
     check_not_batched(name, value)
-    check_finite_number(name, value.detach(), above=above)
+    if checking.at_hand(value):
+        check_finite_number(name, value.detach(), above=above)
+    elif not checking.are_off():
+        expected = "a finite number" + (f" greater than {above:g}" if above > -math.inf else "")
+        require(value.detach().isfinite() & (value.detach() > above), f"{name}: expected {expected}")
     return value
 
 
@@ -152,45 +159,69 @@ def check_hidden(name: str, hidden: Tensor, in_features: int) -> None:
 def check_finite(name: str, values: Tensor, rows: Tensor | None = None) -> None:
     """Raise ValueError naming the first NaN or infinity of `values`, within `rows` if a mask of them is given."""
     check_not_batched(name, values)
-    if values.numel() == 0 or torch.stack(values.aminmax()).isfinite().all():
+    if values.numel() == 0 or checking.are_off():
+        return
+    if checking.at_hand(values) and torch.stack(values.aminmax()).isfinite().all():
         return  # one pass over the values, as nearly always; where they stand is looked for below
     finite = values.isfinite()
     if rows is not None:
         finite = finite | ~rows.unsqueeze(-1)
-    if not finite.all():
+
+    def error() -> ValueError:
         place = tuple((~finite).nonzero()[0].tolist())
-        raise ValueError(f"{name}: expected finite values, got {values[place].item()} at {place}")
+        return ValueError(f"{name}: expected finite values, got {values[place].item()} at {place}")
+
+    require(finite.all(), f"{name}: expected finite values", error)
+
+
+def check_all(name: str, expected: str, values: Tensor, holds: Tensor) -> None:
+    """Raise ValueError naming the first of `values` for which a condition (...) bool does not hold."""
+
+    def error() -> ValueError:
+        seen = values[~holds].flatten()[0].item()
+        return ValueError(f"{name}: expected {expected}, got {seen if isinstance(seen, int) else f'{seen:g}'}")
+
+    if values.numel() > 0 and not checking.are_off():
+        require(holds.all(), f"{name}: expected {expected}", error)
 
 
 def check_ids(name: str, ids: Tensor, num_classes: int) -> None:
-    """Raise unless `ids` is an int64 tensor of class ids in [0, num_classes).
-
-    The range is checked on any device before the ids are used to index, at the price of one
-    synchronisation on an accelerator: an id past the end is a memory fault there, not an error.
-    """
+    """Raise unless `ids` is an int64 tensor of class ids in [0, num_classes), before they are used to index."""
     if not isinstance(ids, Tensor):
         raise TypeError(f"{name}: expected an int64 tensor of class ids, got {type(ids).__name__}")
     if ids.dtype != torch.int64:
         raise TypeError(f"{name}: expected int64 class ids, got dtype {ids.dtype}")
     check_not_batched(name, ids)
-    if ids.numel() == 0:
+    if ids.numel() == 0 or checking.are_off():
         return
-    least, most = torch.stack(ids.aminmax()).tolist()
-    if least < 0 or most >= num_classes:
-        outside = (ids < 0) | (ids >= num_classes)
+    if checking.at_hand(ids):
+        least, most = torch.stack(ids.aminmax()).tolist()
+        if least >= 0 and most < num_classes:
+            return
+    outside = (ids < 0) | (ids >= num_classes)
+    expected = f"{name}: expected class ids in [0, {num_classes})"
+
+    def error() -> ValueError:
         place = tuple(outside.nonzero()[0].tolist())
-        raise ValueError(f"{name}: expected class ids in [0, {num_classes}), got {ids[place].item()} at {place}")
+        return ValueError(f"{expected}, got {ids[place].item()} at {place}")
+
+    require(~outside.any(), expected, error)
 
 
 def check_distinct(name: str, ids: Tensor, ignore_index: int) -> None:
     """Raise ValueError if a row of ids (..., T) names a class twice; `ignore_index` fills places and may repeat."""
+    if checking.are_off():
+        return
     ordered = ids.sort(-1).values
     twice = (ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] != ignore_index)
-    if twice.any():
+    expected = f"{name}: expected distinct class ids in each row"
+
+    def error() -> ValueError:
         place = tuple(twice.nonzero()[0].tolist())
         where = f" in row {place[0] if len(place) == 2 else place[:-1]}" if len(place) > 1 else ""
-        seen = ordered[..., 1:][place].item()
-        raise ValueError(f"{name}: expected distinct class ids in each row, got {seen} twice{where}")
+        return ValueError(f"{expected}, got {ordered[..., 1:][place].item()} twice{where}")
+
+    require(~twice.any(), expected, error)
 
 
 def check_target(target: Tensor, rows: Sequence[int], num_classes: int, ignore_index: int | None = None) -> Tensor:
@@ -212,19 +243,26 @@ def check_distribution(name: str, probability: Tensor, shape: Sequence[int]) -> 
             f"{name}: expected shape {tuple(shape)}, the probability of every class, got {tuple(probability.shape)}"
         )
     check_not_batched(name, probability)
+    if checking.are_off():
+        return
     # Each number is rounded in proportion to itself, so their sum to a rounding of 1, besides those too small for
     # the dtype. The sum that they were divided by was one of V numbers in float32 or better.
     dtype, num_classes = torch.finfo(probability.dtype), probability.shape[-1]
     rounding = max(dtype.eps, torch.finfo(torch.float32).eps * max(4.0, num_classes**0.5))
     tolerance = 4 * rounding + num_classes * dtype.smallest_normal * dtype.eps
     sums = sums_of_rows(probability.detach(), torch.float64)
-    below = probability.numel() > 0 and probability.amin() < 0
-    if below or not ((sums - 1).abs() <= tolerance).all():
+    holds = ((sums - 1).abs() <= tolerance).all()
+    if probability.numel() > 0:
+        holds = holds & (probability.amin() >= 0)
+
+    def error() -> ValueError:
         worst = sums.flatten()[(sums - 1).abs().argmax()].item()
         least = probability.min().item()
-        raise ValueError(
+        return ValueError(
             f"{name}: expected probabilities that sum to 1, got a sum of {worst:g}, a smallest entry of {least:g}"
         )
+
+    require(holds, f"{name}: expected probabilities that sum to 1", error)
 
 
 def sums_of_rows(values: Tensor, dtype: torch.dtype, weight: Tensor | None = None) -> Tensor:

@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from conformance import CASES, D, V, batch, call, class_weight, gradients
+from conformance import CASES, D, V, batch, call, class_weight
 from torch import nn
 
 from vastmax import heads, samplers
@@ -74,36 +74,6 @@ def test_start_at(case):
     head.start_at(log_prob)
     torch.testing.assert_close(head.log_prob(torch.zeros(D).double()), log_prob)
     torch.testing.assert_close(head.log_partition(torch.zeros(D).double()), torch.tensor(0.0).double())
-
-
-COMPILED = {name: case for name, case in CASES.items() if "," not in name or case.follows}
-"""Each head without options, and each that follows the batch: what is traced is the head's, not its options'."""
-
-
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own look at it
-@pytest.mark.parametrize("case", COMPILED.values(), ids=COMPILED)
-def test_compiled_gives_the_same(case):
-    """`torch.compile` leaves scoring as it is, as it would a kernel: neither loss nor gradients change."""
-    head = case.make(reduction="none")
-    hidden, target, g = batch()
-    target[2] = -100
-    upstream = torch.randn(6, generator=g, dtype=torch.float64)
-    torch._dynamo.reset()
-    compiled = torch.compile(head, backend="aot_eager")
-    if case.draws:  # the global generator: dynamo cannot hold one of its own
-        torch.manual_seed(1)
-        ours = compiled(hidden, target)
-        torch.manual_seed(1)
-        theirs = head(hidden, target)
-    else:
-        ours, theirs = compiled(hidden, target), head(hidden, target)
-    torch.testing.assert_close(ours, theirs)
-    for mine, other in zip(
-        gradients(ours, [hidden, *head.parameters()], upstream),
-        gradients(theirs, [hidden, *head.parameters()], upstream),
-        strict=True,
-    ):
-        torch.testing.assert_close(mine, other)
 
 
 def test_a_head_made_on_the_meta_device_can_be_filled(case):

@@ -147,7 +147,7 @@ def test_a_conditional_sampler_needs_its_batch(make: Callable[[], Sampler]) -> N
 
 
 def test_errors_of_a_batch() -> None:
-    hidden, target, weight, bias = make_batch(NUM_CLASSES)
+    hidden, target, weight, bias = make_batch(NUM_CLASSES)[:4]
     sampler = TreeGuided(NUM_CLASSES)
     for wrong, message in [
         ((hidden, target, weight[1:], bias), "linear_weight: expected one row for each of 13 classes, got 12"),

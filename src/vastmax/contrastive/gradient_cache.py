@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from vastmax.arithmetic import without_autocast
 from vastmax.recomputation import recomputing
 from vastmax.validation import check_positive_int
 
@@ -163,7 +164,7 @@ def _encode_again(
 
 def _backward(output: Tensor, gradient: Tensor | None = None) -> None:
     """Backpropagate outside of autocast, as its gradients are meant to be."""
-    with torch.autocast(output.device.type, enabled=False):
+    with without_autocast(output.device):
         output.backward(gradient)
 
 

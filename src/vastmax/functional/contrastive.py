@@ -6,12 +6,14 @@ normalise them first for the cosine.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vastmax.compilation import Coded
 from vastmax.differentiation import check_not_batched
 from vastmax.functional.contrastive_direction import one_direction
 from vastmax.functional.contrastive_negatives import check_negatives, what_is_left_out
@@ -206,13 +208,17 @@ def siglip_loss(
     image = at_least_float32(image) / temperature
     every_bias = torch.as_tensor(bias, dtype=image.dtype, device=image.device).expand(len(text))
     own = torch.arange(len(text), device=text.device)
-    loss = linear_loss(_sigmoid_pairs, image, text, linear_bias=every_bias, rows=(own,))
+    loss = linear_loss(_SigmoidPairs(), image, text, linear_bias=every_bias, rows=(own,))
     return reduce_rows(loss, reduction=reduction)
 
 
-def _sigmoid_pairs(logits: Tensor, own: Tensor) -> Tensor:
-    own = own.unsqueeze(-1)
-    return functional.softplus(logits.scatter(-1, own, -logits.gather(-1, own))).sum(-1)
+@dataclass(frozen=True)
+class _SigmoidPairs(Coded):
+    """The loss (n,) of logits (n, N), and where among them the own key's is."""
+
+    def __call__(self, logits: Tensor, own: Tensor) -> Tensor:
+        own = own.unsqueeze(-1)
+        return functional.softplus(logits.scatter(-1, own, -logits.gather(-1, own))).sum(-1)
 
 
 def _check_pairs(

@@ -38,7 +38,7 @@ def one_direction(
     """The loss of each query's own key among the others, reduced; the options are those of `info_nce`."""
     rows = query / temperature
     place = torch.arange(len(query), device=query.device)
-    group = place if labels is None else labels.unique(return_inverse=True)[1]
+    group = place if labels is None else _groups(labels)
     own, shared = rows.new_empty(len(rows), 0), key[:0]
     if negatives is not None and negatives.ndim == 2:
         shared = negatives
@@ -91,10 +91,17 @@ def one_direction(
     return reduced(loss.masked_fill(without, 0.0), ignored=without)
 
 
+def _groups(labels: Tensor) -> Tensor:
+    """The group (N,) of each row, from 0 to N - 1: the first row of its label."""
+    ordered, order = labels.sort(stable=True)
+    first = torch.searchsorted(ordered, labels)
+    return order[first]
+
+
 def _positive_means(query: Tensor, key: Tensor, group: Tensor, *, both_views: bool) -> Tensor:
     """The mean (N, d) of the keys of each row's group, and of the group's other queries where both are keys."""
-    size = group.bincount()
-    total = key.new_zeros(len(size), key.shape[1]).index_add(0, group, key)
+    size = torch.zeros_like(group).index_add(0, group, torch.ones_like(group))
+    total = torch.zeros_like(key).index_add(0, group, key)
     if both_views:
         return (total.index_add(0, group, query)[group] - query) / (2 * size[group] - 1).unsqueeze(-1)
-    return (total / size.unsqueeze(-1))[group]
+    return total[group] / size[group].unsqueeze(-1)

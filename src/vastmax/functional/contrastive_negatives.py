@@ -5,12 +5,15 @@ All of it is relative to the logit of each row's own key, so that an offset of t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vastmax.arithmetic import without_autocast
+from vastmax.compilation import Coded
 from vastmax.functional.candidates import log_mass
 from vastmax.scoring import linear_log_partition, linear_loss
 from vastmax.validation import check_finite, check_hidden
@@ -35,7 +38,7 @@ class LeftOut(NamedTuple):
 def own_logits(query: Tensor, negatives: Tensor, left_out: Tensor) -> Tensor:
     """Logits (N, K) of each row's own negatives (N, K, d), -inf where left out."""
     dtype = torch.promote_types(query.dtype, negatives.dtype)
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query.device):
         logits = (negatives.to(dtype) @ query.to(dtype).unsqueeze(-1)).squeeze(-1)
     return logits if left_out.shape[1] == 0 else logits.masked_fill(left_out, -torch.inf)
 
@@ -81,8 +84,22 @@ def log_denominator(
         decoupled: whether the positives are left out of the sum.
         several: whether a row may have other positives than its own key.
     """
+    of_block = _Denominator(views, hardness, decoupled, several)
+    rows = (key_logit, place, group, own, *left_out)
+    return linear_loss(of_block, query, classes, rows=rows, shared=(groups,))
 
-    def of_block(
+
+@dataclass(frozen=True)
+class _Denominator(Coded):
+    """What `log_denominator` makes of the logits (n, C) of a few rows."""
+
+    views: int
+    hardness: float
+    decoupled: bool
+    several: bool
+
+    def __call__(
+        self,
         logits: Tensor,
         key_logit: Tensor,
         place: Tensor,
@@ -93,24 +110,21 @@ def log_denominator(
         groups: Tensor,
     ) -> Tensor:
         # A row's own key and the row itself: all that is no negative where there are no labels and no mask.
-        of_row = place[:, :views]
+        of_row = place[:, : self.views]
         compared, positive = logits.scatter(-1, of_row, -torch.inf), None
-        if several:
+        if self.several:
             positive = (group.unsqueeze(-1) == groups).scatter_(-1, of_row[:, 1:], False)
             compared = compared.masked_fill_(positive, -torch.inf)
-        masked = torch.cat([*[pairs] * views, negatives], -1)
+        masked = torch.cat([*[pairs] * self.views, negatives], -1)
         compared[:, : masked.shape[1]].masked_fill_(masked, -torch.inf)
         if own.shape[1] > 0:
             compared = torch.cat([compared, own], -1)
-        mass = weighted_log_mass(compared, key_logit, hardness)
-        if decoupled:
+        mass = weighted_log_mass(compared, key_logit, self.hardness)
+        if self.decoupled:
             return mass
         if positive is None:
             return beside_one_positive(mass)
         return torch.logaddexp(log_mass(logits.masked_fill(~positive, -torch.inf), key_logit), mass)
-
-    rows = (key_logit, place, group, own, *left_out)
-    return linear_loss(of_block, query, classes, rows=rows, shared=(groups,))
 
 
 def beside_one_positive(mass: Tensor) -> Tensor:

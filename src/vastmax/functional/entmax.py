@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vastmax.compilation import uncompiled
+from vastmax.compilation import operator, uncompiled
 from vastmax.differentiation import along, check_not_batched, takes_operators
 from vastmax.functional.precision import at_least_float32
 from vastmax.functional.softmax import check_logits, log_softmax, softmax
 from vastmax.kernels import implementation, reference
 from vastmax.scoring.top import topk_by_id
-from vastmax.validation import check_finite_number, check_k
+from vastmax.validation import check_all, check_finite_number, check_k
 
 
 def topk_softmax(logits: Tensor, k: int, dim: int = -1) -> Tensor:
@@ -184,13 +184,21 @@ def _entmax(logits: Tensor, alpha: float | Tensor, dim: int, *, log: bool) -> Te
     return found.view(wide.shape).movedim(-1, dim).to(logits.dtype)
 
 
+def _entmax_shapes(logits: Tensor, order: Tensor, log: bool) -> list[Tensor]:
+    return [torch.empty_like(logits)]
+
+
+@operator("Tensor logits, Tensor order, bool log", _entmax_shapes)
+def _solved(logits: Tensor, order: Tensor, log: bool) -> list[Tensor]:
+    return [implementation("entmax", logits)(logits, order, log=log)]
+
+
 class _Entmax(torch.autograd.Function):
     """Entmax of rows (N, V) or its logarithm, for order a (N, 1) or (1, 1); see `reference.entmax_gradient`."""
 
     @staticmethod
     def forward(logits: Tensor, order: Tensor, log: bool) -> Tensor:
-        found: Tensor = implementation("entmax", logits)(logits, order, log=log)
-        return found
+        return _solved(logits, order, log)[0]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:
@@ -232,8 +240,7 @@ def entmax_order(alpha: float | Tensor, logits: Tensor, dim: int) -> Tensor:
         raise TypeError(f"alpha: expected a floating-point tensor, got dtype {alpha.dtype}")
     check_not_batched("alpha", alpha)
     accepted = alpha.detach().isfinite() & (alpha.detach() >= 1)
-    if not accepted.all():
-        raise ValueError(f"alpha: expected finite values of at least 1, got {alpha[~accepted][0].item()}")
+    check_all("alpha", "finite values of at least 1", alpha, accepted)
     if alpha.numel() == 1 and alpha.ndim <= logits.ndim:
         return alpha.double().reshape(1, 1) - 1
     rows = list(logits.shape)

@@ -16,7 +16,7 @@ from vastmax.heads.cutoffs import adaptive_cutoffs, check_cutoffs, tail_width
 from vastmax.heads.running_topk import RunningTopK, topk_in_blocks
 from vastmax.heads.softmax_part import SoftmaxPart
 from vastmax.recomputation import remembered
-from vastmax.reduction import total_weight
+from vastmax.reduction import CountedRows, total_weight
 from vastmax.samplers import Sampler, Uniform, Unigram
 from vastmax.scoring import linear_logits, linear_topk
 from vastmax.scoring.top import TopK
@@ -147,6 +147,11 @@ class AdaptiveSoftmax(Head):
             if isinstance(module, nn.Linear):
                 module.reset_parameters()
 
+    @property
+    def compiles(self) -> bool:
+        """Whether `torch.compile` can take the training loss into its graph: with dense gradients."""
+        return not self.sparse
+
     def _tables(self) -> Iterator[Table]:
         rows = self.shortlist + len(self.cutoffs)
         yield "head.weight", self.head.weight, rows, self.in_features
@@ -190,23 +195,25 @@ class AdaptiveSoftmax(Head):
         if self.tail_samples is None and self.reduction != "none" and target.ndim < hidden.ndim:
             return self._reduced(hidden, target, sample_weight)
         row_loss = functools.partial(self._row_loss, generator=generator)
-        return self._train(row_loss, hidden, target, sample_weight, target_weight)
+        return self._train(
+            lambda rows: row_loss(rows.hidden, rows.target), hidden, target, sample_weight, target_weight
+        )
 
     def _reduced(self, hidden: Tensor, target: Tensor, sample_weight: Tensor | None) -> Tensor:
         """The reduced exact loss of one class per row, its gradient made in the same pass over the classes."""
-        counted = target != self.ignore_index
-        rows = counted.flatten().nonzero().squeeze(-1)
-        hidden = self._wide(hidden).reshape(-1, self.in_features).index_select(0, rows)
-        target = target[counted]
-        weight = hidden.new_ones(len(target))
+        rows = CountedRows(target != self.ignore_index)
+        hidden, target = rows.of(self._wide(hidden)), rows.of(target)
+        weight = hidden.new_ones(target.shape[0])
         if sample_weight is not None:
-            weight = weight * sample_weight[counted].to(weight.dtype)
+            weight = weight * rows.of(sample_weight).to(weight.dtype)
+        if rows.blank is not None:
+            weight = weight.masked_fill(rows.blank, 0.0)
         if self.class_weight is not None:
             weight = weight * self.class_weight[target].to(weight.dtype)
         if self.reduction == "mean":
             weight = weight / total_weight(weight)
         parts = self._parts(hidden, target)
-        losses = [part.exact_loss(sample_weight=weight[part.rows], reduction="sum") for part in parts]
+        losses = [part.exact_loss(sample_weight=part.rows.of(weight), reduction="sum") for part in parts]
         return torch.stack(losses).sum()
 
     def _row_nll(self, hidden: Tensor, target: Tensor) -> Tensor:
@@ -228,9 +235,9 @@ class AdaptiveSoftmax(Head):
 
     def _summed_parts(self, hidden: Tensor, target: Tensor, loss: Callable[[SoftmaxPart], Tensor]) -> Tensor:
         hidden = self._wide(hidden)
-        total = hidden.new_zeros(len(target))
+        total = hidden.new_zeros(target.shape[0])
         for part in self._parts(hidden, target):
-            total = total.index_add(0, part.rows, loss(part))
+            total = total + part.rows.in_their_places(loss(part))
         return total
 
     def _parts(self, hidden: Tensor, target: Tensor) -> Iterator[SoftmaxPart]:
@@ -238,13 +245,14 @@ class AdaptiveSoftmax(Head):
         label = target
         for i, start in enumerate(self.cutoffs):
             label = label.where(target < start, self.shortlist + i)
-        every_row = torch.arange(len(target), device=target.device)
+        every_row = CountedRows(torch.ones_like(target, dtype=torch.bool), every=True)
         yield SoftmaxPart(every_row, hidden, self.head.weight, self.head.bias, label)
         for i, (start, stop) in enumerate(self._tails()):
-            rows = ((target >= start) & (target < stop)).nonzero().squeeze(-1)
-            if len(rows) > 0:  # a tail that no row is in gets no gradient, and so no optimizer step
-                projected, weight = self._tail(i, hidden.index_select(0, rows))
-                yield SoftmaxPart(rows, projected, weight, None, target[rows] - start, self._sampler(i))
+            rows = CountedRows((target >= start) & (target < stop))
+            if not rows.none:  # a tail that no row is known to be in gets no gradient, and so no optimizer step
+                projected, weight = self._tail(i, rows.of(hidden))
+                label = (rows.of(target) - start).clamp(min=0)
+                yield SoftmaxPart(rows, projected, weight, None, label, self._sampler(i))
 
     def _tail(self, i: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden rows projected into tail i, and its class rows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, Self
@@ -9,9 +10,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from vastmax.compilation import uncompiled
 from vastmax.differentiation import check_not_batched
-from vastmax.heads.targets import RowLoss, TrueClasses, check_several, check_target_weight, shares
-from vastmax.reduction import REDUCTIONS, check_sample_weight, in_their_places, reduce_rows
+from vastmax.heads.targets import RowLoss, Rows, TrueClasses, check_several, check_target_weight, shares
+from vastmax.reduction import REDUCTIONS, CountedRows, check_sample_weight, reduce_rows
 from vastmax.scoring.top import TopK
 from vastmax.validation import (
     check_choice,
@@ -101,12 +103,16 @@ class Head(nn.Module, ABC):
                 look like a 0/1 matrix, NaN or infinite hidden.
         """
         self.check(hidden, target, sample_weight, target_weight)
-        return self._train(self._row_loss, hidden, target, sample_weight, target_weight)
+        return self._train(
+            lambda rows: self._row_loss(rows.hidden, rows.target), hidden, target, sample_weight, target_weight
+        )
 
     def nll(self, hidden: Tensor, target: Tensor, *, target_weight: Tensor | None = None) -> Tensor:
         """Return -log p(target) exactly, per row (...), in nats; 0 in rows whose target is `ignore_index`."""
         self.check(hidden, target, target_weight=target_weight)
-        true = self._true_classes(self._row_nll, hidden, target, target_weight)
+        true = self._true_classes(
+            lambda rows: self._row_nll(rows.hidden, rows.target), hidden, target, target_weight
+        )
         return reduce_rows(true.loss_of_rows(), reduction="none")
 
     @abstractmethod
@@ -116,6 +122,19 @@ class Head(nn.Module, ABC):
     def _row_loss(self, hidden: Tensor, target: Tensor) -> Tensor:
         """Return the training loss (N,) of hidden (N, d) and one true class each, target (N,)."""
         return self._row_nll(hidden, target)
+
+    @property
+    def compiles(self) -> bool:
+        """Whether `torch.compile` can take the training loss into its graph; if not, the head is left as it is."""
+        return True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the training loss: see `forward`."""
+        # A compiler leaves alone what is called in a graph, and would compile what that calls, piece by piece.
+        may_be_compiled = torch.compiler.is_compiling() or "torch._dynamo" in sys.modules
+        if may_be_compiled and not self.compiles:
+            return _uncompiled(self, *args, **kwargs)
+        return super().__call__(*args, **kwargs)
 
     @abstractmethod
     def log_prob(self, hidden: Tensor) -> Tensor:
@@ -172,12 +191,11 @@ class Head(nn.Module, ABC):
         if possible is not None:
             check_not_batched("bias", possible)
         scored = counted if possible is None else counted & possible
-        rows = hidden.unsqueeze(-2).expand(*classes.shape, -1)
-        if scored.all():  # and so need not be picked out, which copies the rows and adds them up on the way back
-            loss = row_loss(rows.reshape(-1, hidden.shape[-1]), classes.reshape(-1)).view(classes.shape)
-        else:
-            found = row_loss(rows[scored], classes[scored])
-            loss = in_their_places(found, scored).masked_fill(counted & ~scored, torch.inf)
+        rows = CountedRows(scored)
+        each = hidden.unsqueeze(-2).expand(*classes.shape, -1)
+        loss = rows.in_their_places(row_loss(Rows(rows.of(each), rows.of(classes), rows)))
+        if possible is not None:
+            loss = loss.masked_fill(counted & ~possible, torch.inf)
         return TrueClasses(loss, share.to(loss.dtype), classes)
 
     def _possible(self, classes: Tensor) -> Tensor | None:
@@ -253,3 +271,6 @@ class Head(nn.Module, ABC):
     def extra_repr(self) -> str:
         """Describe the head as `nn.Linear` does."""
         return f"in_features={self.in_features}, num_classes={self.num_classes}"
+
+
+_uncompiled = uncompiled(nn.Module.__call__)

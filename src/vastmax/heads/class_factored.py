@@ -10,6 +10,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from vastmax import checking
+from vastmax.checking import at_hand, require
 from vastmax.differentiation import constant, outside_transforms
 from vastmax.functional import nce_loss, sampled_softmax_loss
 from vastmax.heads.base import Head, Table
@@ -122,6 +124,11 @@ class ClassFactoredSoftmax(Head):
         self.clusters = tables if self.weight.is_meta else tables.to(self.weight.device)
         self.reset_parameters()
 
+    @property
+    def compiles(self) -> bool:
+        """Whether `torch.compile` can take the training loss into its graph: with dense gradients."""
+        return not self.sparse
+
     def _tables(self) -> Iterator[Table]:
         yield "weight", self.weight, self.num_classes, self.in_features
         yield "bias", self.bias, self.num_classes
@@ -159,7 +166,9 @@ class ClassFactoredSoftmax(Head):
         """
         self.check(hidden, target, sample_weight, target_weight)
         row_loss = functools.partial(self._row_loss, generator=generator)
-        return self._train(row_loss, hidden, target, sample_weight, target_weight)
+        return self._train(
+            lambda rows: row_loss(rows.hidden, rows.target), hidden, target, sample_weight, target_weight
+        )
 
     def _row_loss(self, hidden: Tensor, target: Tensor, generator: torch.Generator | None = None) -> Tensor:
         if self.within == "exact":
@@ -231,17 +240,21 @@ class ClassFactoredSoftmax(Head):
             ValueError: one that is not masked itself, whose probability no class would have.
         """
         empty = torch.zeros(self.num_groups, dtype=torch.bool, device=self.weight.device)
-        if self.bias is None or self.group_bias is None or not self.bias.min().isneginf():
+        bias, group_bias = self.bias, self.group_bias
+        if bias is None or group_bias is None or (at_hand(bias) and not bias.min().isneginf()):
             return empty  # as nearly always, after one look at each bias
-        best = self.group_bias.new_full((self.num_groups,), -torch.inf)
-        empty = best.scatter_reduce(0, self.clusters.group, self.bias, "amax").isneginf()
-        astray = (empty & ~self.group_bias.isneginf()).nonzero()
-        if len(astray) > 0:
-            group = int(astray[0])
-            raise ValueError(
-                f"bias: expected a class that is not masked in every group, or its group_bias masked too, got -inf "
-                f"for every class of group {group}, whose group_bias is {self.group_bias[group].item():g}"
-            )
+        best = group_bias.new_full((self.num_groups,), -torch.inf)
+        empty = best.scatter_reduce(0, self.clusters.group, bias, "amax").isneginf()
+        astray = empty & ~group_bias.isneginf()
+        expected = "bias: expected a class that is not masked in every group, or its group_bias masked too"
+
+        def error() -> ValueError:
+            group = int(astray.nonzero()[0])
+            seen = f"got -inf for every class of group {group}, whose group_bias is {group_bias[group].item():g}"
+            return ValueError(f"{expected}, {seen}")
+
+        if not checking.are_off():
+            require(~astray.any(), expected, error)
         return empty
 
     @torch.no_grad()

@@ -114,7 +114,7 @@ class Clusters(nn.Module):
             raise ValueError(f"counts: expected counts greater than 0, got 0 at {place}, never drawn")
         self.num_classes = len(group)
         size = group.bincount()
-        self.num_groups = len(size)
+        self.num_groups, self.largest = len(size), int(size.max())
         order = group.argsort(stable=True)
         start = size.cumsum(0) - size
         total = torch.zeros(self.num_groups, dtype=torch.float64, device=group.device).index_add(0, group, count)
@@ -141,6 +141,13 @@ class Clusters(nn.Module):
     def member_ids(self, group: int) -> Tensor:
         """The ids of the classes of a group, rising."""
         return self.order[slice(*self._ranges[group])]
+
+    def group_of(self, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """The classes of each class's group, (N, S) of the size of the largest, and which places hold none."""
+        group = self.group[classes].unsqueeze(-1)
+        place = torch.arange(self.largest, device=classes.device)
+        padding = place >= self.size[group]
+        return self.order[self.start[group] + place.where(~padding, 0)], padding
 
     def label(self, classes: Tensor) -> Tensor:
         """The place of each class among the members of its group."""

@@ -75,6 +75,11 @@ class Entmax(FlatHead):
         self.register_parameter("raw_alpha", None if raw is None else nn.Parameter(raw))
         self.reset_parameters()
 
+    @property
+    def compiles(self) -> bool:
+        """Not in one graph: its loss of logits is made of rows in blocks, by a function that no graph can name."""
+        return False
+
     def reset_parameters(self) -> None:
         """Draw the parameters as `nn.Linear` does, and set alpha to where it starts."""
         super().reset_parameters()
@@ -88,18 +93,6 @@ class Entmax(FlatHead):
         if self.raw_alpha is None:
             return self._alpha
         return 1 + functional.softplus(self.raw_alpha.double())
-
-    def forward(
-        self,
-        hidden: Tensor,
-        target: Tensor,
-        *,
-        sample_weight: Tensor | None = None,
-        target_weight: Tensor | None = None,
-    ) -> Tensor:
-        """Return the Fenchel-Young loss of hidden (..., d) and target: a scalar or (...); see `Head`."""
-        self.check(hidden, target, sample_weight, target_weight)
-        return self._train(self._row_loss, hidden, target, sample_weight, target_weight)
 
     def _train(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from vastmax.compilation import Coded
 from vastmax.heads.base import Head, Table
 from vastmax.heads.resizing import check_optimizer, give_rows, resize_state
 from vastmax.heads.targets import unmasked
@@ -97,16 +97,15 @@ class FlatHead(Head):
             )
         return link_of(softcap, kind)
 
-    @abstractmethod
-    def forward(
-        self,
-        hidden: Tensor,
-        target: Tensor,
-        *,
-        sample_weight: Tensor | None = None,
-        target_weight: Tensor | None = None,
-    ) -> Tensor:
-        """Return the training loss: what a flat head differs from another by; see `Head`."""
+    @property
+    def compiles(self) -> bool:
+        """Whether `torch.compile` can take the training loss into its graph: with a link that it can name."""
+        return self.names_link
+
+    @property
+    def names_link(self) -> bool:
+        """Whether a graph has a name for what makes logits of the scores."""
+        return self.link is None or isinstance(self.link, Coded)
 
     def reset_parameters(self) -> None:
         """Draw the parameters as `nn.Linear` does."""

@@ -8,16 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vastmax.compilation import uncompiled
-from vastmax.differentiation import Fused, differentiable_by, keep, kept
+from vastmax.arithmetic import without_autocast
+from vastmax.checking import at_hand
+from vastmax.fused import Fused, differentiable_by, keep, kept
 from vastmax.heads.clusters import Clusters
 from vastmax.scoring import plain as torchs
 from vastmax.scoring.blocks import LinearScorer
+from vastmax.scoring.chosen_losses import sampled_softmax
 from vastmax.scoring.class_gradients import arithmetic
 from vastmax.scoring.partition import RowStatistics, SplitPartition
 
 
-@uncompiled
 def grouped_cross_entropy(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, clusters: Clusters, *, sparse: bool
 ) -> Tensor:
@@ -27,7 +28,8 @@ def grouped_cross_entropy(
 
     One matrix product for each group that has targets. Logits are scored again on the way back; the gradients of
     `weight` and `bias` have a row for each class of those groups, dense or sparse and coalesced. Computed in at
-    least float32.
+    least float32. Where it cannot be looked at which groups these are, the members of its group are each row's own
+    classes, as many as the largest group has.
 
     Args:
         hidden: (N, d).
@@ -37,6 +39,11 @@ def grouped_cross_entropy(
         clusters: the groups.
         sparse: give `weight` and `bias` sparse gradients.
     """
+    if not at_hand(target):
+        ids, padding = clusters.group_of(target)
+        offset = torch.zeros(ids.shape, device=ids.device).masked_fill(padding, torch.inf)
+        own = torch.zeros_like(offset[:, 0])
+        return sampled_softmax(hidden, weight, bias, target, ids, own, offset, without_hits=True, sparse=sparse)
     loss: Tensor = _GroupedCrossEntropy.call(hidden, weight, bias, target, clusters, sparse)
     return loss
 
@@ -68,7 +75,7 @@ class _GroupedCrossEntropy(Fused):
     ) -> Tensor:
         dtype = torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
         found = hidden.new_zeros(3, len(target), dtype=dtype)
-        with torch.autocast(hidden.device.type, enabled=False):
+        with without_autocast(hidden.device):
             for _, rows, scorer in _scorers(hidden, weight, bias, target, clusters):
                 buffer = scorer.buffer()
                 for block in scorer.row_blocks():
@@ -86,7 +93,7 @@ class _GroupedCrossEntropy(Fused):
         grad_hidden = torch.zeros_like(hidden) if wanted[0] else None
         grad_weight = _ClassGradient(weight, classes) if wanted[1] else None
         grad_bias = _ClassGradient(bias, classes) if wanted[2] else None
-        with torch.autocast(hidden.device.type, enabled=False):
+        with without_autocast(hidden.device):
             for group, rows, scorer in _scorers(hidden, weight, bias, target, clusters):
                 members = clusters.members(group)
                 gradients = scorer.empty_gradients((wanted[0], False, False, False))

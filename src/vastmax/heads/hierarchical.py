@@ -102,6 +102,11 @@ class HierarchicalSoftmax(Head):
             self.register_parameter("bias", None)
         self.reset_parameters()
 
+    @property
+    def compiles(self) -> bool:
+        """Whether `torch.compile` can take the training loss into its graph: with dense gradients."""
+        return not self.sparse
+
     def _tables(self) -> Iterator[Table]:
         num_rows = max(self.tree.num_nodes, 1)
         yield "weight", self.weight, num_rows, self.in_features

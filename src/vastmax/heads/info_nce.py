@@ -13,6 +13,7 @@ from vastmax.contrastive.key_queue import KeyQueue
 from vastmax.differentiation import along
 from vastmax.functional.contrastive import info_nce
 from vastmax.functional.precision import at_least_float32
+from vastmax.fused import Fused, Shapes, keep, kept
 from vastmax.recomputation import remembered
 from vastmax.reduction import REDUCTIONS
 from vastmax.validation import check_choice, check_finite_number
@@ -102,9 +103,11 @@ class InfoNCE(nn.Module):
         """T: a number, or a tensor () with a gradient if it is learned."""
         if self.log_temperature is None:
             return self.start_temperature
-        bounded: Tensor = _AtLeast.apply(  # type: ignore[no-untyped-call]
-            self.log_temperature, -math.log(self.max_scale)
-        )
+        bound = -math.log(self.max_scale)
+        if torch.compiler.is_compiling():
+            in_graph: Tensor = _AtLeastInGraph.call(self.log_temperature, bound)
+            return in_graph.exp()
+        bounded: Tensor = _AtLeast.apply(self.log_temperature, bound)  # type: ignore[no-untyped-call]
         return bounded.exp()
 
     def forward(
@@ -227,3 +230,23 @@ class _AtLeast(torch.autograd.Function):
     @along
     def jvp(ctx: Any, saved: tuple[Tensor], direction: Tensor, _: None) -> Tensor:
         return direction.masked_fill(saved[0], 0.0)
+
+
+class _AtLeastInGraph(Fused):
+    """The same as an operator: compilers refuse a function with a rule for forward mode."""
+
+    arguments = "Tensor value, float bound"
+
+    @staticmethod
+    def shapes(_: list[int], value: Tensor, bound: float) -> Shapes:
+        return [torch.empty_like(value)], []
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, bound: float) -> Tensor:
+        keep(ctx, (value, bound))
+        return value.clamp(min=bound)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        (value, bound), _ = kept(ctx)
+        return upstream.masked_fill((value < bound) & (upstream > 0), 0.0), None

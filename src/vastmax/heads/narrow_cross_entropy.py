@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vastmax.compilation import uncompiled
-from vastmax.differentiation import Fused, differentiable_by, keep, kept
+from vastmax.arithmetic import without_autocast
+from vastmax.fused import Fused, Shapes, differentiable_by, keep, kept
 from vastmax.kernels import implementation
 from vastmax.scoring import plain as torchs
 from vastmax.scoring.blocks import LinearScorer
@@ -23,7 +23,6 @@ def is_narrow(weight: Tensor) -> bool:
     return weight.device.type == "cpu" and weight.shape[1] <= NARROW
 
 
-@uncompiled
 def narrow_cross_entropy(hidden: Tensor, weight: Tensor, label: Tensor) -> Tensor:
     r"""Return the cross-entropy of each row, $\ell_r = \log \sum_c e^{h_r \cdot w_c} - h_r \cdot w_{y_r}$.
 
@@ -40,13 +39,20 @@ def narrow_cross_entropy(hidden: Tensor, weight: Tensor, label: Tensor) -> Tenso
 
 
 class _NarrowCrossEntropy(Fused):
+    arguments = "Tensor hidden, Tensor weight, Tensor label"
+
+    @staticmethod
+    def shapes(_: list[int], hidden: Tensor, *__: Any) -> Shapes:
+        loss, *kept = (hidden.new_empty(hidden.shape[0]) for _ in range(4))
+        return [loss], list(kept)
+
     @staticmethod
     def plain(hidden: Tensor, weight: Tensor, label: Tensor) -> Tensor:
         return -torchs.statistics(LinearScorer(hidden, weight, None, label)).log_prob
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, label: Tensor) -> Tensor:
-        with torch.autocast(hidden.device.type, enabled=False):
+        with without_autocast(hidden.device):
             label_logit, sums = implementation("narrow_partition", hidden, weight)(hidden, weight, label)
         partition = SplitPartition.of(label_logit, total(sums))
         keep(ctx, (hidden, weight, label), *partition)
@@ -58,7 +64,7 @@ class _NarrowCrossEntropy(Fused):
         (hidden, weight, label), split = kept(ctx)
         partition = SplitPartition(*split)
         of_others, of_label = upstream * (-partition.log_mass).exp(), upstream * torch.expm1(partition.log_prob)
-        with torch.autocast(hidden.device.type, enabled=False):
+        with without_autocast(hidden.device):
             gradients = implementation("narrow_partition_gradients", hidden, weight)
             grad_hidden, grad_weight = gradients(hidden, weight, label, partition.maximum, of_others)
             of_label = of_label.unsqueeze(-1)

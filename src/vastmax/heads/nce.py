@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vastmax.arithmetic import without_autocast
 from vastmax.functional import log_partition_estimate, nce_loss
 from vastmax.heads.sampled_head import SampledHead, Scores
 from vastmax.samplers import Batch, Candidates, HardNegatives, Sampler
@@ -152,13 +153,13 @@ class NCE(SampledHead):
     def _given_log_partition(self, hidden: Tensor) -> Tensor:
         """The log-partition (N,) that the model is given."""
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
-        with torch.autocast(hidden.device.type, enabled=False):
+        with without_autocast(hidden.device):
             if isinstance(self.normaliser, nn.Linear):  # in the dtype of the losses, whatever its own
                 weight, bias = self.normaliser.weight.to(dtype), self.normaliser.bias.to(dtype)
                 given = nn.functional.linear(hidden.to(dtype), weight, bias)
             else:
                 given = self.normaliser(hidden)
-        if given.shape != (len(hidden), 1):
+        if given.shape != (hidden.shape[0], 1):
             raise ValueError(
                 f"log_partition: expected a module that returns shape {(len(hidden), 1)}, got {tuple(given.shape)}"
             )
@@ -244,8 +245,8 @@ class Constant(nn.Module):
         """Return the value for each row of hidden (N, d): (N, 1)."""
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         if isinstance(self.value, Tensor):
-            return self.value.to(dtype).expand(len(hidden), 1)
-        return torch.full((len(hidden), 1), self.value, dtype=dtype, device=hidden.device)
+            return self.value.to(dtype).expand(hidden.shape[0], 1)
+        return torch.full((hidden.shape[0], 1), self.value, dtype=dtype, device=hidden.device)
 
     def extra_repr(self) -> str:
         """Say what the value is, or that it is learned."""

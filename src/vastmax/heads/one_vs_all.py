@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vastmax.heads.flat import FlatHead
-from vastmax.heads.targets import rows_that_count, shares
-from vastmax.reduction import in_their_places, reduce_rows
+from vastmax.heads.targets import shares
+from vastmax.reduction import CountedRows, reduce_rows
 from vastmax.scoring import linear_logits, linear_loss
 from vastmax.scoring.links import LogSigmoid
-from vastmax.validation import check_finite
+from vastmax.validation import check_all, check_finite
 
 
 class OneVsAll(FlatHead):
@@ -54,6 +54,11 @@ class OneVsAll(FlatHead):
     def __init__(self, in_features: int, num_classes: int, **options: Any) -> None:
         super().__init__(in_features, num_classes, **options)
         self.reset_parameters()
+
+    @property
+    def compiles(self) -> bool:
+        """Not in one graph: its loss of logits is made of rows in blocks, by a function that no graph can name."""
+        return False
 
     def reset_parameters(self) -> None:
         """Draw the weight as `nn.Linear` does, and start the biases at one true label a row."""
@@ -95,11 +100,15 @@ class OneVsAll(FlatHead):
                 truth = _largest_of_each_class(target_weight.masked_fill(~counted, 0.0), classes)
             rows = [truth, classes]
             ignored = torch.zeros_like(counted[..., 0]) if several else ~counted[..., 0]
-        hidden, *rows = rows_that_count(ignored, hidden, *rows)
+        counted_rows = CountedRows(~ignored)
         found = linear_loss(
-            self._logistic, self.divide(hidden), self.weight, linear_bias=self.exact_bias(), rows=rows
+            self._logistic,
+            self.divide(counted_rows.of(hidden)),
+            self.weight,
+            linear_bias=self.exact_bias(),
+            rows=[counted_rows.of(x) for x in rows],
         )
-        loss = in_their_places(found, ~ignored)
+        loss = counted_rows.in_their_places(found)
         return reduce_rows(loss, reduction=self.reduction, weight=sample_weight, ignored=ignored)
 
     def check(
@@ -113,8 +122,8 @@ class OneVsAll(FlatHead):
         super().check(hidden, target, sample_weight, target_weight)
         if target is not None and target.ndim == hidden.ndim:  # a row without a true label counts as any other
             check_finite("hidden", hidden)
-        if target_weight is not None and (target_weight > 1).any():
-            raise ValueError(f"target_weight: expected labels in [0, 1], got {target_weight.max().item():g}")
+        if target_weight is not None:
+            check_all("target_weight", "labels in [0, 1]", target_weight, target_weight <= 1)
 
     def _logistic(self, logits: Tensor, truth: Tensor, classes: Tensor | None = None) -> Tensor:
         """The loss (n,) of logits (n, V) and how true their labels are: those of `classes`, or all."""
@@ -130,9 +139,7 @@ class OneVsAll(FlatHead):
         shape = (*rows, self.num_classes)
         if target.shape != shape:
             raise ValueError(f"target: expected shape {shape}, how true each label is, got {tuple(target.shape)}")
-        if target.numel() > 0 and not ((target.amin() >= 0) & (target.amax() <= 1)):
-            outside = ~((target >= 0) & (target <= 1))
-            raise ValueError(f"target: expected labels in [0, 1], got {target[outside][0].item():g}")
+        check_all("target", "labels in [0, 1]", target, (target >= 0) & (target <= 1))
 
     def label_log_prob(self, hidden: Tensor) -> Tensor:
         """Return the log-probability that each label is true, by itself: (..., V), in nats."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from vastmax.arithmetic import without_autocast
 from vastmax.scoring.blocks import BLOCK_ELEMENTS
 from vastmax.scoring.class_gradients import arithmetic
 from vastmax.scoring.every_class import check_linear
@@ -104,7 +105,7 @@ def topk_of_logits(
     check_linear(hidden, weight, bias)
     values = hidden.new_empty(len(hidden) // together, k, dtype=arithmetic(hidden, weight))
     found = TopK(values, torch.empty_like(values, dtype=torch.int64))
-    with torch.autocast(hidden.device.type, enabled=False):
+    with without_autocast(hidden.device):
         for block in logit_blocks(hidden, weight, bias, together=together):
             for rows, logits in block.parts():
                 answers = slice(rows.start // together, rows.stop // together)

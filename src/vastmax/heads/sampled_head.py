@@ -10,8 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vastmax import checking
+from vastmax.checking import require
 from vastmax.differentiation import constant, outside_transforms
 from vastmax.heads.flat import FlatHead
+from vastmax.heads.targets import Rows
 from vastmax.recomputation import remembered
 from vastmax.samplers import Batch, Candidates, Sampler, Uniform
 from vastmax.samplers.exclusion import without
@@ -115,6 +118,12 @@ class SampledHead(FlatHead):
             return sampler
         return copy.deepcopy(sampler).to(self.weight.device)
 
+    @property
+    def compiles(self) -> bool:
+        """Whether `torch.compile` can take the training loss into its graph: neither sparse gradients nor q(h)."""
+        samplers = [module for module in self.children() if isinstance(module, Sampler)]
+        return self.names_link and not self.sparse and not any(sampler.conditional for sampler in samplers)
+
     @abstractmethod
     def loss(self, scores: Scores) -> Tensor:
         """Return the training loss of each row (N,)."""
@@ -162,32 +171,32 @@ class SampledHead(FlatHead):
         if target.ndim == hidden.ndim:
             self._check_several(self.sampler, target)
         if exclude is not None:
-            exclude = self._excluded_by_row(hidden, target, exclude)
-        row_loss = functools.partial(self._row_loss, exclude=exclude, generator=generator)
+            exclude = self._excluded(hidden, target, exclude)
+        row_loss = functools.partial(self._sampled_loss, exclude=exclude, generator=generator)
         return self._train(row_loss, hidden, target, sample_weight, target_weight)
 
     @remembered
-    def _row_loss(
-        self,
-        hidden: Tensor,
-        target: Tensor,
-        exclude: Tensor | None = None,
-        generator: torch.Generator | None = None,
+    def _sampled_loss(
+        self, rows: Rows, exclude: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        size = [self.num_samples] if self.shared else [len(target), self.num_samples]
+        hidden, target, counted = rows
+        size = [self.num_samples] if self.shared else [target.shape[0], self.num_samples]
         batch = Batch(
             constant("hidden", self.divide(hidden)),
             constant("target", target),
             constant("weight", self.weight),
             None if self.bias is None else constant("bias", self.divide(self.bias)),
+            counted.blank,
         )
         with outside_transforms():
             noise = self.sampler.given(batch, shared=self.shared)
             target_log_count = noise.log_expected_count(batch.target, size)
+            if counted.blank is not None:  # and whose class is one that may never be drawn
+                target_log_count = target_log_count.masked_fill(counted.blank, 0.0)
             self._check_drawable(batch.target, target_log_count)
             candidates = self._drawn_from(noise, batch).sample(size, generator=generator)
             if exclude is not None:
-                candidates = without(candidates, constant("exclude", exclude), batch.target)
+                candidates = without(candidates, constant("exclude", counted.of(exclude)), batch.target)
         if self.log_temperature is None and self.link is None:
             loss = self.loss_in_one_pass(hidden, target, target_log_count, candidates)
             if loss is not None:
@@ -205,8 +214,8 @@ class SampledHead(FlatHead):
         target_logit = target_logit.squeeze(-1)
         return self.loss(Scores(hidden, target, target_logit, sampled_logit, target_log_count, candidates))
 
-    def _excluded_by_row(self, hidden: Tensor, target: Tensor, exclude: Tensor) -> Tensor:
-        """Return the excluded ids of each true class that is scored, (M, E), in the order of their losses."""
+    def _excluded(self, hidden: Tensor, target: Tensor, exclude: Tensor) -> Tensor:
+        """Return the excluded ids of each true class (..., T, E)."""
         rows = hidden.shape[:-1]
         if isinstance(exclude, Tensor) and (exclude.ndim != len(rows) + 1 or exclude.shape[:-1] != rows):
             raise ValueError(
@@ -216,13 +225,8 @@ class SampledHead(FlatHead):
         check_ids(
             "exclude", exclude.masked_fill(exclude == self.ignore_index, 0) if ids else exclude, self.num_classes
         )
-        scored = target != self.ignore_index
-        possible = self._possible(target.masked_fill(~scored, 0))
-        if possible is not None:
-            scored = scored & possible
-        if target.ndim == hidden.ndim:
-            exclude = exclude.unsqueeze(-2).expand(*target.shape, -1)
-        return exclude[scored]
+        num_true = target.shape[-1] if target.ndim == hidden.ndim else 1
+        return exclude.unsqueeze(-2).expand(*rows, num_true, -1)
 
     def _drawn_from(self, noise: Sampler, batch: Batch) -> Sampler:
         """Return what draws the candidates of a batch whose noise distribution is `noise`."""
@@ -238,12 +242,18 @@ class SampledHead(FlatHead):
 
     def _check_drawable(self, target: Tensor, target_log_count: Tensor) -> None:
         """Raise ValueError if the sampler never draws one of the targets: its log expected count is -inf."""
+        if checking.are_off() or target.numel() == 0:
+            return
         never = target_log_count.isneginf()
-        if never.any():
-            raise ValueError(
-                f"target: expected classes that the sampler can draw, got {target[never][0].item()}, "
-                f"whose probability is 0 under {' '.join(repr(self.sampler).split())}; give it a positive count"
+        expected = "target: expected classes that the sampler can draw"
+
+        def error() -> ValueError:
+            return ValueError(
+                f"{expected}, got {target[never][0].item()}, whose probability is 0 under "
+                f"{' '.join(repr(self.sampler).split())}; give it a positive count"
             )
+
+        require(~never.any(), expected, error)
 
     def log_prob_offset(self) -> Tensor | None:
         """Leave out the classes that the sampler never draws: no loss compares a target with them, (V,) or None."""

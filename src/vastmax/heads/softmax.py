@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from vastmax.heads.flat import FlatHead
-from vastmax.heads.targets import mean_class_weight, mean_weight, no_share, rows_that_count, shares
-from vastmax.reduction import in_their_places, reduce_rows
+from vastmax.heads.targets import mean_class_weight, mean_weight, no_share, shares
+from vastmax.reduction import CountedRows, reduce_rows
 from vastmax.scoring import linear_cross_entropy, linear_soft_cross_entropy
 from vastmax.scoring.cross_entropy import check_filter_eps
 from vastmax.scoring.products import check_product_dtype
@@ -103,6 +103,8 @@ class Softmax(FlatHead):
         self.check(hidden, target, sample_weight, target_weight)
         if target.ndim == hidden.ndim:
             return self._soft(hidden, target, sample_weight, target_weight)
+        if self.log_temperature is not None:  # whose gradient would have a part in rows that do not count
+            hidden = hidden.masked_fill((target == self.ignore_index).unsqueeze(-1), 0.0)
         # The reduced loss of one true class per row has its gradient made in the same pass over the classes.
         return linear_cross_entropy(
             self.divide(hidden),
@@ -137,11 +139,12 @@ class Softmax(FlatHead):
             share = share.to(
                 torch.promote_types(hidden.dtype, torch.promote_types(self.weight.dtype, torch.float32))
             )
-        counted = rows_that_count(ignored, hidden, share, *(() if classes is None else (classes,)))
+        rows = CountedRows(~ignored)
         found = linear_soft_cross_entropy(
-            self.divide(counted[0]),
+            self.divide(rows.of(hidden)),
             self.weight,
-            *counted[1:],
+            rows.of(share),
+            None if classes is None else rows.of(classes),
             linear_bias=self.exact_bias(),
             weight=self.class_weight,
             logit_adjustment=self.logit_adjustment,
@@ -150,7 +153,7 @@ class Softmax(FlatHead):
             focal_gamma=self.focal_gamma,
             link=self.link,
         )
-        loss = in_their_places(found, ~ignored)
+        loss = rows.in_their_places(found)
         mass = None
         if self.class_weight is not None:
             weight = self.class_weight.to(loss.dtype)

@@ -7,11 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vastmax.compilation import uncompiled
 from vastmax.differentiation import constant, outside_transforms
 from vastmax.functional import sampled_softmax_loss
 from vastmax.heads.narrow_cross_entropy import is_narrow, narrow_cross_entropy
-from vastmax.reduction import reduce_rows
+from vastmax.reduction import CountedRows, reduce_rows
 from vastmax.samplers import Sampler
 from vastmax.scoring import chosen_logits, linear_cross_entropy
 
@@ -20,7 +19,7 @@ class SoftmaxPart(NamedTuple):
     """The softmax of a linear layer, and the rows of a batch that it has a say in.
 
     Attributes:
-        rows: (M,) which rows of the batch.
+        rows: which rows of the batch.
         hidden: (M, d) what they bring to this softmax.
         weight: (K, d) its class rows.
         bias: (K,) or None.
@@ -28,7 +27,7 @@ class SoftmaxPart(NamedTuple):
         sampler: what draws candidates among the K, None if there is nothing to sample.
     """
 
-    rows: Tensor
+    rows: CountedRows
     hidden: Tensor
     weight: Tensor
     bias: Tensor | None
@@ -49,7 +48,6 @@ class SoftmaxPart(NamedTuple):
             reduction=reduction,
         )
 
-    @uncompiled
     def sampled_loss(self, sampler: Sampler, k: int, *, sparse: bool, generator: torch.Generator | None) -> Tensor:
         """The cross-entropy of each row (M,) among its label and k candidates that all rows share."""
         with outside_transforms():

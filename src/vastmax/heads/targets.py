@@ -4,15 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from vastmax.reduction import reduce_rows
-from vastmax.validation import check_distinct, check_finite, sums_of_rows
+from vastmax import checking
+from vastmax.checking import require
+from vastmax.reduction import CountedRows, reduce_rows
+from vastmax.validation import check_all, check_distinct, check_finite, sums_of_rows
 
-RowLoss = Callable[[Tensor, Tensor], Tensor]
-"""The loss (N,) of hidden (N, d) and one true class each, target (N,)."""
+
+class Rows(NamedTuple):
+    """Rows with one true class each.
+
+    Attributes:
+        hidden: (M, d).
+        target: (M,) int64.
+        counted: which of all true classes (..., T) they are.
+    """
+
+    hidden: Tensor
+    target: Tensor
+    counted: CountedRows
+
+
+RowLoss = Callable[[Rows], Tensor]
+"""The loss (M,) of rows."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +83,6 @@ def mean_class_weight(probability: Tensor, class_weight: Tensor) -> Tensor:
     return sums_of_rows(probability, dtype, class_weight) / sums_of_rows(probability, dtype)
 
 
-def rows_that_count(ignored: Tensor, *tensors: Tensor) -> list[Tensor]:
-    """Return the rows (M, ...) of tensors that are not ignored (...), which are no copies where all count."""
-    if ignored.any():
-        return [x[~ignored] for x in tensors]
-    return [x.reshape(-1, *x.shape[ignored.ndim :]) for x in tensors]
-
-
 def shares(
     hidden: Tensor, target: Tensor, ignore_index: int, target_weight: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -99,18 +110,21 @@ def check_several(target: Tensor, num_classes: int, ignore_index: int) -> None:
     a matrix however few they are.
     """
     advice = "it looks like a 0/1 matrix: pass .float(), or beside ids a target_weight"
-    if target.shape[-1] == num_classes and _is_zero_one(target):
-        raise ValueError(
+    if checking.are_off():
+        return
+    if target.shape[-1] == num_classes and target.numel() > 0:
+        expected = (
             f"target: expected class ids, got 0 and 1 alone in {num_classes} columns, one per class: {advice}"
         )
+        require(~_is_zero_one(target), expected)
     try:
         check_distinct("target", target, ignore_index)
     except ValueError as twice:
         raise ValueError(f"{twice}: {advice}" if _is_zero_one(target) else str(twice)) from None
 
 
-def _is_zero_one(target: Tensor) -> bool:
-    return target.numel() > 0 and bool(((target == 0) | (target == 1)).all())
+def _is_zero_one(target: Tensor) -> Tensor:
+    return ((target == 0) | (target == 1)).all()
 
 
 def check_target_weight(target_weight: Tensor, target: Tensor, several: bool) -> None:
@@ -127,5 +141,4 @@ def check_target_weight(target_weight: Tensor, target: Tensor, several: bool) ->
             f"target_weight: expected shape {tuple(target.shape)}, that of target, got {tuple(target_weight.shape)}"
         )
     check_finite("target_weight", target_weight)
-    if (target_weight < 0).any():
-        raise ValueError(f"target_weight: expected shares of at least 0, got {target_weight.min().item():g}")
+    check_all("target_weight", "shares of at least 0", target_weight, target_weight >= 0)

@@ -50,21 +50,14 @@ class TopKSoftmax(FlatHead):
         self.k = check_loss_k(k, self.num_classes)
         self.reset_parameters()
 
+    @property
+    def compiles(self) -> bool:
+        """Not in one graph: its loss of logits is made of rows in blocks, by a function that no graph can name."""
+        return False
+
     def _per_class(self, num_classes: int, **others: Any) -> dict[str, Any]:
         check_loss_k(self.k, num_classes)
         return super()._per_class(num_classes, **others)
-
-    def forward(
-        self,
-        hidden: Tensor,
-        target: Tensor,
-        *,
-        sample_weight: Tensor | None = None,
-        target_weight: Tensor | None = None,
-    ) -> Tensor:
-        """Return the cross-entropy among k classes: a scalar or (...), in nats; see `Head`."""
-        self.check(hidden, target, sample_weight, target_weight)
-        return self._train(self._row_loss, hidden, target, sample_weight, target_weight)
 
     def _row_loss(self, hidden: Tensor, target: Tensor) -> Tensor:
         return linear_loss(

@@ -101,3 +101,6 @@ def _loaded(name: str) -> ModuleType | None:
                 EXTRAS[name],
             )
     return _modules[name]
+
+
+_loaded._dynamo_marked_constant = True  # type: ignore[attr-defined]  # a compiler calls it, and takes what it returns

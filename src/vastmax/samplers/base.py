@@ -8,6 +8,8 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from vastmax.checking import at_hand
+from vastmax.compilation import operator
 from vastmax.recomputation import replayed
 from vastmax.validation import LARGEST_INT, check_ids, check_int, check_positive_int, shown
 
@@ -45,12 +47,14 @@ class Batch(NamedTuple):
         target: (N,) int64.
         linear_weight: (V, d) class rows.
         linear_bias: (V,) or None.
+        blank: (N,) bool, True for a row that does not count and whose target is no draw; None where all count.
     """
 
     hidden: Tensor
     target: Tensor
     linear_weight: Tensor
     linear_bias: Tensor | None
+    blank: Tensor | None = None
 
 
 class Sampler(nn.Module, ABC):
@@ -210,24 +214,39 @@ class Sampler(nn.Module, ABC):
             return Candidates(ids, torch.zeros_like(ids, dtype=torch.float64), unique=True)
 
         rate = torch.full((math.prod(rows),), k, dtype=torch.float64, device=self.device)
-        owner = torch.repeat_interleave(torch.poisson(rate, generator=generator).long())
+        num_draws = torch.poisson(rate, generator=generator).long()
+        if at_hand(num_draws):
+            ids, filled = self._distinct_among(num_draws, generator)
+        else:
+            ids, filled = self._distinct_among_most(num_draws, most_draws(k), generator)
+        if not rows and at_hand(num_draws):
+            return Candidates(ids[0], self._log_expected_count(ids[0], k), unique=True)
+        ids, log_expected_count = ids.masked_fill(~filled, 0), self._log_expected_count(ids, k)
+        log_expected_count = log_expected_count.masked_fill_(~filled, math.inf)
+        sets = (*rows, ids.shape[-1])
+        return Candidates(ids.view(sets), log_expected_count.view(sets), unique=True)
+
+    def _distinct_among(self, num_draws: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Return the distinct classes (R, K) among so many draws (R,) for each set, and which of them there are."""
+        owner = torch.repeat_interleave(num_draws)
         drawn = owner * self.num_classes + self._draw(owner.shape, generator)
         drawn = torch.unique(drawn)  # ascending: set by set, class by class
         owner, ids = drawn // self.num_classes, drawn % self.num_classes
-        log_expected_count = self._log_expected_count(ids, k)
-        if not rows:
-            return Candidates(ids, log_expected_count, unique=True)
-
-        set_size = torch.bincount(owner, minlength=len(rate))
+        set_size = torch.bincount(owner, minlength=len(num_draws))
         longest = int(set_size.max()) if len(set_size) > 0 else 0
         filled = torch.arange(longest, device=self.device) < set_size[:, None]
-        padded_ids = torch.zeros(filled.shape, dtype=torch.int64, device=self.device)
-        padded_log = torch.full(filled.shape, math.inf, dtype=torch.float64, device=self.device)
-        return Candidates(
-            padded_ids.masked_scatter(filled, ids).view(*rows, longest),
-            padded_log.masked_scatter(filled, log_expected_count).view(*rows, longest),
-            unique=True,
-        )
+        padded = torch.zeros(filled.shape, dtype=torch.int64, device=self.device)
+        return padded.masked_scatter(filled, ids), filled
+
+    def _distinct_among_most(
+        self, num_draws: Tensor, most: int, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the same with K = most, where the numbers of draws cannot be looked at."""
+        drawn = torch.arange(most, device=self.device) < num_draws.unsqueeze(-1)
+        ids = self._draw(drawn.shape, generator).masked_fill(~drawn, self.num_classes).sort(-1).values
+        filled = ids < self.num_classes
+        filled[:, 1:] &= ids[:, 1:] != ids[:, :-1]
+        return ids.clamp(max=self.num_classes - 1), filled
 
     def _check_size(self, size: int | Sequence[int]) -> list[int]:
         try:
@@ -245,7 +264,9 @@ class Sampler(nn.Module, ABC):
 
     def _uniform(self, shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
         """Return float64 uniforms of [0, 1), multiples of 2^-53, fine enough for any number of classes."""
-        return torch.rand(tuple(shape), dtype=torch.float64, device=self.device, generator=generator)
+        if generator is None:
+            return _uniform(self._anchor, list(shape))[0]
+        return torch.rand(tuple(shape), dtype=self._anchor.dtype, device=self.device, generator=generator)
 
     def _register_table(self, name: str, table: Tensor | None, *, saved: bool = False) -> None:
         """Register a buffer, by default no part of the state dict: a head's is that of `nn.Linear`."""
@@ -255,6 +276,25 @@ class Sampler(nn.Module, ABC):
         # A cast of the model is about its parameters. Tables follow it to its device, in their own dtype.
         super()._apply(lambda table: table.to(fn(table).device), recurse)  # type: ignore[no-untyped-call]
         return self
+
+
+def _uniform_shapes(like: Tensor, shape: list[int]) -> list[Tensor]:
+    return [like.new_empty(shape)]
+
+
+@operator("Tensor like, SymInt[] shape", _uniform_shapes, draws=True)
+def _uniform(like: Tensor, shape: list[int]) -> list[Tensor]:
+    """Draw from the global generator, in a graph as outside: compilers have generators of their own."""
+    return [torch.rand(shape, dtype=like.dtype, device=like.device)]
+
+
+def most_draws(k: int) -> int:
+    r"""Return a number that a $\mathrm{Poisson}(k)$ count exceeds with a probability below $10^{-18}$.
+
+    $P(X \ge k + t) \le e^{-t^2 / 2(k + t / 3)}$, which is Bernstein's bound.
+    """
+    exponent = 18 * math.log(10)
+    return k + math.ceil(exponent / 3 + math.sqrt((exponent / 3) ** 2 + 2 * exponent * k))
 
 
 def log_inclusion(log_rate: Tensor) -> Tensor:

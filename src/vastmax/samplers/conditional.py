@@ -11,6 +11,7 @@ from typing import ClassVar, NoReturn
 import torch
 from torch import Tensor
 
+from vastmax.arithmetic import without_autocast
 from vastmax.samplers.base import Batch, Candidates, Sampler
 from vastmax.validation import check_class_rows, check_hidden, check_per_class, check_positive_int, check_target
 from vastmax.versions import Tables, Versions
@@ -31,7 +32,7 @@ class ConditionalSampler(Sampler):
         """Return the sampler of one batch."""
 
     def _check_batch(self, batch: Batch) -> None:
-        hidden, target, linear_weight, linear_bias = batch
+        hidden, target, linear_weight, linear_bias, _ = batch
         check_class_rows("linear_weight", linear_weight)
         if len(linear_weight) != self.num_classes:
             raise ValueError(
@@ -147,5 +148,5 @@ class BatchCandidates(Sampler):
 @contextmanager
 def unrecorded(device: torch.device) -> Iterator[None]:
     """Compute in the tensors' own dtype, without gradient, and make tables that outlive inference mode."""
-    with torch.autocast(device.type, enabled=False), torch.inference_mode(False), torch.no_grad():
+    with without_autocast(device), torch.inference_mode(False), torch.no_grad():
         yield

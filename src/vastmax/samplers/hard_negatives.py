@@ -108,7 +108,10 @@ class _HardestOfPool(BatchCandidates):
             term = self._log_terms(pool)
         k = min(k, term.shape[1])
         if self.shared:
-            share = term.softmax(-1).nan_to_num(nan=0.0).mean(0)  # nan in a row without candidates
+            share = term.softmax(-1).nan_to_num(nan=0.0)  # nan in a row without candidates
+            if self.batch.blank is not None:
+                share = share.masked_fill(self.batch.blank.unsqueeze(-1), 0.0)
+            share = share.mean(0)
             kept = share.topk(k).indices
             return Candidates(pool.ids[kept], pool.log_expected_count[..., kept], pool.unique)
         kept = term.topk(k).indices
@@ -120,7 +123,7 @@ class _HardestOfPool(BatchCandidates):
 
     def _log_terms(self, pool: Candidates) -> Tensor:
         """The log of what each candidate adds to the sampled partition of each row: (N, K)."""
-        hidden, target, weight, bias = self.batch
+        hidden, target, weight, bias, _ = self.batch
         (logit,) = chosen_logits(hidden, weight, pool.ids, linear_bias=bias)
         term = logit - pool.log_expected_count
         if pool.unique:

@@ -111,27 +111,31 @@ class InBatch(ConditionalSampler):
         """Return the candidates of one batch, after learning from its targets in training."""
         self._check_batch(batch)
         if self._log_q is not None:
-            return _OtherTargets(self.num_classes, batch.target, self._log_prob)
-        learn = partial(self._learn, batch.target) if self.training else None
+            return _OtherTargets(self.num_classes, batch, self._log_prob)
+        learn = partial(self._learn, batch.target, batch.blank) if self.training else None
         mean_gap = self._versions.read(lambda: {"mean_gap": self.mean_gap}, after=learn)["mean_gap"]
         with unrecorded(batch.target.device):
-            return _OtherTargets(self.num_classes, batch.target, lambda ids: -mean_gap[ids].log())
+            return _OtherTargets(self.num_classes, batch, lambda ids: -mean_gap[ids].log())
 
-    def _learn(self, target: Tensor) -> None:
+    def _learn(self, target: Tensor, blank: Tensor | None) -> None:
         with unrecorded(target.device):
-            self._learn_from(target)
-
-    def _learn_from(self, target: Tensor) -> None:
-        ids, place, count = target.unique(return_inverse=True, return_counts=True)
-        self._versions.before_change(lambda: {"mean_gap": (ids, self.mean_gap[ids])})
-        draw = self.num_draws + torch.arange(1, len(target) + 1, device=target.device)
-        last = draw.new_zeros(len(ids)).scatter_reduce_(0, place, draw, "amax")
-        mean_gap = (last - self.last_draw[ids]) / count
-        share = torch.maximum(1 - (1 - self.rate) ** count.double(), count / (self.num_gaps[ids] + count))
-        self.mean_gap[ids] += share * (mean_gap - self.mean_gap[ids])
-        self.last_draw[ids] = last
-        self.num_gaps[ids] += count
-        self.num_draws += len(target)
+            counted = torch.ones_like(target, dtype=torch.bool) if blank is None else ~blank
+            # In the order of the classes, blank rows behind: the last of a class's draws speaks for all of them.
+            ids, order = target.masked_fill(~counted, self.num_classes).sort(stable=True)
+            place = torch.arange(len(ids), device=ids.device)
+            first, last = (ids != ids.roll(by) for by in (1, -1))
+            first[:1], last[-1:] = True, True
+            last &= ids < self.num_classes
+            ids = ids.clamp(max=self.num_classes - 1)
+            self._versions.before_change(lambda: {"mean_gap": (ids, self.mean_gap[ids])})
+            count = place - torch.where(first, place, 0).cummax(0).values + 1
+            draw = self.num_draws + counted.cumsum(0)[order]
+            mean_gap = (draw - self.last_draw[ids]) / count
+            share = torch.maximum(1 - (1 - self.rate) ** count.double(), count / (self.num_gaps[ids] + count))
+            self.mean_gap.index_add_(0, ids, last * share * (mean_gap - self.mean_gap[ids]))
+            self.last_draw.index_add_(0, ids, last * (draw - self.last_draw[ids]))
+            self.num_gaps.index_add_(0, ids, (last * count).to(self.num_gaps.dtype))
+            self.num_draws += counted.sum()
 
     def _log_prob(self, ids: Tensor) -> Tensor:
         return -self.mean_gap[ids].log() if self._log_q is None else self._log_q[ids]
@@ -157,15 +161,20 @@ class InBatch(ConditionalSampler):
 
 
 class _OtherTargets(BatchCandidates):
-    def __init__(self, num_classes: int, target: Tensor, log_q: Callable[[Tensor], Tensor]) -> None:
-        super().__init__(num_classes, device=target.device)
-        self.target, self.log_q = target, log_q
-        self.log_others = math.log(max(1, len(target) - 1))  # without others, any constant: it cancels
+    def __init__(self, num_classes: int, batch: Batch, log_q: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(num_classes, device=batch.target.device)
+        self.target, self.blank, self.log_q = batch.target, batch.blank, log_q
+        # Without others, any constant: it cancels.
+        self.log_others: float | Tensor = math.log(max(1, len(self.target) - 1))
+        if self.blank is not None:
+            self.log_others = ((~self.blank).sum() - 1).clamp(min=1).double().log()
 
     def _sample(self, size: list[int], generator: torch.Generator | None) -> Candidates:
         log_count = self._log_expected_count(self.target, size[-1])
-        own = torch.eye(len(self.target), dtype=torch.bool, device=self.target.device)
-        return Candidates(self.target, torch.where(own, math.inf, log_count), unique=False)
+        left_out = torch.eye(len(self.target), dtype=torch.bool, device=self.target.device)
+        if self.blank is not None:
+            left_out = left_out | self.blank
+        return Candidates(self.target, torch.where(left_out, math.inf, log_count), unique=False)
 
     def _log_expected_count(self, ids: Tensor, k: int) -> Tensor:
         return self.log_others + self.log_q(ids)

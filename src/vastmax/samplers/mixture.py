@@ -1,5 +1,6 @@
 """Several noise distributions in given shares."""
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import cast
@@ -8,6 +9,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from vastmax.checking import at_hand
 from vastmax.samplers.base import Batch, Sampler
 from vastmax.samplers.unigram import Unigram
 from vastmax.validation import check_counts
@@ -67,8 +69,11 @@ class Mixture(Sampler):
         """Return the mixture of the parts given the batch."""
         if not self.conditional:
             return self
-        # By the weights as they were given: as shares of one, some may be too small for a float.
-        return Mixture([part.given(batch, shared=shared) for part in self._parts()], self._weight)
+        mixture = copy.copy(self)
+        parts = [part.given(batch, shared=shared) for part in self._parts()]
+        mixture._modules = {**self._modules, "samplers": nn.ModuleList(parts)}
+        mixture.conditional, mixture.per_row = False, any(part.per_row for part in parts)
+        return mixture
 
     def _count_support(self) -> int:
         if any(sampler.support_size == self.num_classes for sampler in self._parts()):
@@ -84,9 +89,9 @@ class Mixture(Sampler):
         ids = torch.empty_like(part)
         for index, sampler in enumerate(self._parts()):
             chosen = part == index
-            if sampler.per_row:
+            if sampler.per_row or not at_hand(part):
                 ids = torch.where(chosen, sampler._draw(shape, generator), ids)
-            else:
+            else:  # no more draws than are wanted
                 ids[chosen] = sampler._draw([int(chosen.sum())], generator)
         return ids
 

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from vastmax.checking import at_hand
 from vastmax.differentiation import graph_of_its_own
 from vastmax.samplers.base import Batch, Candidates, Sampler
 from vastmax.samplers.conditional import BatchCandidates, ConditionalSampler, unrecorded
@@ -74,7 +75,7 @@ class TopAndTail(ConditionalSampler):
     def given(self, batch: Batch, *, shared: bool) -> Sampler:
         """Return the candidates of one batch."""
         self._check_batch(batch)
-        hidden, _, linear_weight, linear_bias = batch
+        hidden, _, linear_weight, linear_bias, _ = batch
         with unrecorded(hidden.device):
             never = self.never_drawn()
             if never is not None:  # neither in the tail nor in the top
@@ -108,7 +109,7 @@ class _TopAndTailOfBatch(BatchCandidates):
         tail = self.tail.sample(size, generator=generator)
         top_log_count = torch.zeros(self.top.shape, dtype=torch.float64, device=self.top.device)
         twice = is_among(tail.ids, self.top)
-        if self.top.ndim == 1:
+        if self.top.ndim == 1 and at_hand(twice):
             ids, log_count = tail.ids[~twice], tail.log_expected_count[~twice]
         else:
             ids, log_count = tail.ids.masked_fill(twice, 0), tail.log_expected_count.masked_fill(twice, math.inf)

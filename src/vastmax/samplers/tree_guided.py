@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vastmax.checking import at_hand
 from vastmax.samplers.base import Sampler
 from vastmax.samplers.conditional import ModelFollowingSampler, unrecorded
 from vastmax.samplers.heap import BLOCK_ELEMENTS, HeapRows, inner_levels, left_size, log_turn, path
@@ -160,6 +161,12 @@ class _MeanOfRows(Sampler):
     def _leaf_log_prob(self, leaf: Tensor) -> Tensor:
         """Log of the mean over the rows of the probability of leaves (K,), each node of their paths scored once."""
         every_row = slice(0, self.rows.num_rows)
+        if not at_hand(leaf):  # nor is which nodes these are: each path's are scored
+            log_reach = torch.zeros(self.rows.num_rows, len(leaf), dtype=torch.float64, device=leaf.device)
+            for child, turns in path(leaf, self.num_classes):
+                log_odds = self.rows._log_odds(every_row, child >> 1)
+                log_reach += log_turn(log_odds, child % 2 == 0).masked_fill(~turns, 0.0)
+            return log_reach.logsumexp(0) - math.log(self.rows.num_rows)
         node = torch.ones(1, dtype=torch.int64, device=leaf.device)
         log_reach = torch.zeros(self.rows.num_rows, 1, dtype=torch.float64, device=leaf.device)
         for level, (child, _) in enumerate(path(leaf, self.num_classes), start=1):

@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from vastmax import kernels
+from vastmax.compilation import operator
 from vastmax.samplers.base import Sampler
 from vastmax.validation import check_counts, check_finite_number
 
@@ -61,9 +62,7 @@ class Unigram(Sampler):
 
     def _draw(self, shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
         position = self._uniform(shape, generator).mul_(self.num_classes)  # below V, as with `Uniform`
-        draw = kernels.implementation("alias_draw", position, self._alias_table)
-        ids: Tensor = draw(position, self._alias_table)
-        return ids
+        return _alias_draw(position, self._alias_table)[0]
 
     def _log_prob(self, ids: Tensor) -> Tensor:
         # Not `self._log_q[ids]`, which takes twice as long.
@@ -72,6 +71,15 @@ class Unigram(Sampler):
     def extra_repr(self) -> str:
         """Return the constructor's arguments, the counts as their number."""
         return f"num_classes={self.num_classes}, power={self.power:g}, unique={self.unique}"
+
+
+def _alias_draw_shapes(position: Tensor, table: Tensor) -> list[Tensor]:
+    return [torch.empty_like(position, dtype=torch.int64)]
+
+
+@operator("Tensor position, Tensor table", _alias_draw_shapes)
+def _alias_draw(position: Tensor, table: Tensor) -> list[Tensor]:
+    return [kernels.implementation("alias_draw", position, table)(position, table)]
 
 
 def log_frequency(count: Tensor, power: float) -> Tensor:

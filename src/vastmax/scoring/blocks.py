@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vastmax.kernels import implementation
-from vastmax.kernels.reference import BlockSums
+from vastmax.kernels.reference import BlockSums, TargetPlaces
 from vastmax.scoring.links import Link
 from vastmax.scoring.partition import RowStatistics, SplitPartition, merged
 from vastmax.scoring.products import products
@@ -197,9 +197,8 @@ class LinearScorer:
                 # Less a logit of the row, lest large numbers are summed that cancel.
                 level = logits.amax(-1, keepdim=True).clamp_(min=least) if level is None else level
                 weighted += (logits - level) @ self.class_weight[classes].to(self.dtype)
-            row, column = _targets_inside(target, classes)
-            target_logit[row] = logits[row, column]
-            logits[row, column] = -torch.inf
+            places = TargetPlaces.of(target, classes.start, classes.stop)
+            target_logit = torch.where(places.inside, places.exchange_(logits, -torch.inf), target_logit)
             if held is None:
                 sums = implementation("row_sums", logits)(logits)
             else:
@@ -236,7 +235,7 @@ class LinearScorer:
             return
         for index, classes in enumerate(self.class_blocks()):
             slope = None
-            row, column = _targets_inside(self.target[rows], classes)
+            targets = TargetPlaces.of(self.target[rows], classes.start, classes.stop)
             if held is not None:
                 grad, maximum = held[index]
                 to_probability = partition.probability(maximum)
@@ -249,14 +248,14 @@ class LinearScorer:
                 if gradients.class_weight is not None:
                     log_p = (grad - partition.maximum.unsqueeze(-1)).sub_(partition.log_mass.unsqueeze(-1))
                     gradients.class_weight[classes] += log_p.t() @ upstream.weighted_log_prob
-                grad[row, column] = -torch.inf
+                targets.exchange_(grad, -torch.inf)
                 # Probabilities where they are to be filtered, and else the gradient at once.
                 inside = to_probability if self.filter_eps is not None else of_softmax
                 inside = inside * (-partition.log_mass).exp()
                 implementation("softmax_gradient_", grad)(grad, partition.maximum, inside)
             kept: slice | Tensor = classes
             if self.filter_eps is not None:
-                places, column = self._kept(grad, to_probability, column)
+                places, targets = self._kept(grad, to_probability, targets)
                 block, whole_slope = grad, slope
                 grad, kept = block.index_select(1, places), places + classes.start
                 slope = None if slope is None else slope.index_select(1, places)
@@ -267,7 +266,7 @@ class LinearScorer:
                         self._add_scaled(rest, of_softmax * to_probability, rows, classes, gradients)
             if held is not None or self.filter_eps is not None:
                 grad.mul_((of_softmax * to_probability).unsqueeze(-1))
-            grad[row, column] = of_target[row]
+            targets.exchange_(grad, of_target)
             if self.class_weight is not None:
                 grad.addr_(upstream.weighted_log_prob, self.class_weight[kept].to(self.dtype))
             if slope is not None:
@@ -310,12 +309,17 @@ class LinearScorer:
         if gradients.bias is not None:
             gradients.bias[classes].add_((block.t() @ scale).squeeze(-1), alpha=1 / self.temperature)
 
-    def _kept(self, block: Tensor, to_probability: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the columns of a block that are not negligible, and where the targets stand among them."""
+    def _kept(self, block: Tensor, to_probability: Tensor, targets: TargetPlaces) -> tuple[Tensor, TargetPlaces]:
+        """Return the columns of a block that are not negligible, and where the targets stand among them.
+
+        How many they are is waited for, on any device: that is what the smaller products are made of.
+        """
         largest = implementation("column_maxima", block)(block, to_probability)
-        largest[column] = torch.inf
+        column = targets.column.squeeze(-1)
+        largest.scatter_reduce_(0, column, torch.where(targets.inside, torch.inf, 0.0).to(largest), "amax")
         places = (largest >= self.filter_eps).nonzero().squeeze(-1)
-        return places, torch.searchsorted(places, column)
+        found = torch.searchsorted(places, column).clamp(max=max(len(places) - 1, 0))
+        return places, TargetPlaces(targets.inside, found.unsqueeze(-1))
 
     def _add_gradients(self, grad: Tensor, rows: slice, classes: slice | Tensor, gradients: Gradients) -> None:
         """Carry the gradient of the logits of `rows` and `classes` on to what made them."""
@@ -360,10 +364,3 @@ def slices(start: int, stop: int, step: int) -> Iterator[slice]:
     """Cut a range into slices of at most `step`."""
     for first in range(start, stop, step):
         yield slice(first, min(first + step, stop))
-
-
-def _targets_inside(target: Tensor, classes: slice) -> tuple[Tensor, Tensor]:
-    """Rows whose target lies in `classes`, and the target's column within them."""
-    inside = (target >= classes.start) & (target < classes.stop)
-    row = inside.nonzero().squeeze(-1)
-    return row, target[row] - classes.start

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vastmax.compilation import uncompiled
-from vastmax.differentiation import Fused, differentiable_by, keep, kept
+from vastmax.arithmetic import without_autocast
+from vastmax.fused import Fused, Shapes, differentiable_by, keep, kept
 from vastmax.scoring import plain as torchs
 from vastmax.scoring.class_gradients import (
     ChosenSet,
@@ -24,6 +24,19 @@ from vastmax.validation import check_class_rows, check_hidden, check_ids, check_
 class _ChosenLogits(Fused):
     """Several sets of ids scored together, so that `weight` gets one gradient with one row per unique class."""
 
+    arguments = "Tensor hidden, Tensor weight, Tensor? bias, bool sparse, Tensor[] id_sets"
+
+    @staticmethod
+    def num_outputs(*arguments: Any) -> int:
+        return len(arguments) - 4
+
+    @staticmethod
+    def shapes(
+        wanted: list[int], hidden: Tensor, weight: Tensor, bias: Tensor | None, sparse: bool, *id_sets: Tensor
+    ) -> Shapes:
+        dtype = arithmetic(hidden, weight)
+        return [hidden.new_empty(hidden.shape[0], ids.shape[-1], dtype=dtype) for ids in id_sets], []
+
     @staticmethod
     def plain(
         hidden: Tensor, weight: Tensor, bias: Tensor | None, sparse: bool, *id_sets: Tensor
@@ -35,7 +48,7 @@ class _ChosenLogits(Fused):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, sparse: bool, *id_sets: Tensor
     ) -> tuple[Tensor, ...]:
         keep(ctx, (hidden, weight, bias, sparse, *id_sets))
-        with torch.autocast(hidden.device.type, enabled=False):
+        with without_autocast(hidden.device):
             return tuple(_score(hidden, weight, bias, ids) for ids in id_sets)
 
     @staticmethod
@@ -44,7 +57,7 @@ class _ChosenLogits(Fused):
         (hidden, weight, bias, sparse, *id_sets), _ = kept(ctx)
         wants_hidden, *wanted = ctx.needs_input_grad[:3]
         grad_hidden = None
-        with torch.autocast(hidden.device.type, enabled=False):
+        with without_autocast(hidden.device):
             chosen = [ChosenSet(ids, slope) for ids, slope in zip(id_sets, upstream, strict=True)]
             if wants_hidden:
                 parts = [hidden_gradient(weight, one) for one in chosen]
@@ -65,7 +78,6 @@ def _score(hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor) -> 
     return logits if bias is None else logits + bias
 
 
-@uncompiled
 def chosen_logits(
     input: Tensor,
     linear_weight: Tensor,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vastmax.compilation import uncompiled
-from vastmax.differentiation import Fused, differentiable_by, keep, kept
+from vastmax.arithmetic import without_autocast
+from vastmax.fused import Fused, Shapes, differentiable_by, keep, kept
 from vastmax.kernels import implementation
 from vastmax.scoring import plain as torchs
 from vastmax.scoring.class_gradients import (
@@ -24,7 +25,19 @@ from vastmax.scoring.class_gradients import (
 
 
 class _OwnClasses(Fused):
-    """A kernel's loss of rows with classes of their own (N, K)."""
+    """A kernel's loss of rows with classes of their own (N, K), of which it takes one to three numbers each."""
+
+    arguments = (
+        "Tensor hidden, Tensor weight, Tensor? bias, str kernel, Tensor ids, float scale, bool sparse, "
+        "Tensor[] numbers"
+    )
+
+    @staticmethod
+    def shapes(
+        wanted: list[int], hidden: Tensor, weight: Tensor, bias: Tensor | None, _: str, ids: Tensor, *__: Any
+    ) -> Shapes:
+        like = functools.partial(hidden.new_empty, dtype=arithmetic(hidden, weight))
+        return [like(hidden.shape[0])], [like(ids.shape), like(hidden.shape)]
 
     @staticmethod
     def plain(
@@ -35,10 +48,10 @@ class _OwnClasses(Fused):
         ids: Tensor,
         scale: float,
         sparse: bool,
-        *arguments: Tensor,
+        *numbers: Tensor,
     ) -> Tensor:
         logits = torchs.chosen_logits(hidden, weight, bias, ids)
-        numbers = (x.to(logits.dtype) if x.is_floating_point() else x for x in arguments)
+        numbers = tuple(x.to(logits.dtype) if x.is_floating_point() else x for x in numbers)
         loss: Tensor = _LOSS_OF_LOGITS[kernel](logits, *numbers, scale)
         return loss
 
@@ -52,11 +65,11 @@ class _OwnClasses(Fused):
         ids: Tensor,
         scale: float,
         sparse: bool,
-        *arguments: Tensor,
+        *numbers: Tensor,
     ) -> Tensor:
-        with torch.autocast(hidden.device.type, enabled=False):
+        with without_autocast(hidden.device):
             rows = hidden.to(arithmetic(hidden, weight))
-            numbers = [x.to(rows.dtype) if x.is_floating_point() else x for x in arguments]
+            numbers = tuple(x.to(rows.dtype) if x.is_floating_point() else x for x in numbers)
             loss_of = implementation(kernel, rows, weight, bias)
             loss, slope, grad_hidden = loss_of(rows, weight, bias, ids, *numbers, scale)
         keep(ctx, (hidden, weight, bias, kernel, ids, scale, sparse, *numbers), slope, grad_hidden)
@@ -65,34 +78,65 @@ class _OwnClasses(Fused):
     @staticmethod
     @differentiable_by(plain)
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        (hidden, weight, bias, _, ids, _, sparse, *arguments), (slope, grad_hidden) = kept(ctx)
+        (hidden, weight, bias, _, ids, _, sparse, *numbers), (slope, grad_hidden) = kept(ctx)
         upstream = upstream.unsqueeze(-1)
-        with torch.autocast(hidden.device.type, enabled=False):
+        with without_autocast(hidden.device):
             chosen, rows, wanted = [ChosenSet(ids, slope)], hidden.to(slope.dtype), ctx.needs_input_grad[1:3]
             of_classes = class_gradients(rows, weight, bias, chosen, upstream, sparse=sparse, wanted=wanted)
-        return (grad_hidden * upstream).to(hidden.dtype), *of_classes, *(None,) * (4 + len(arguments))
+        return (grad_hidden * upstream).to(hidden.dtype), *of_classes, *(None,) * (4 + len(numbers))
 
 
 class _SharedClasses(Fused):
-    """The loss of rows on their target and on classes (K,) that all of them share.
+    """A kernel's loss of rows on their target and on classes (K,) that all of them share.
 
-    `loss_of` makes it of the target's logit and the others', with its slope in the target's, and leaves its slopes
-    in the others' in their place; `plain_loss_of` makes it of all logits (N, 1 + K) by torch's operators.
+    The kernel makes it of the target's logit and the others', with its slope in the target's, and leaves its slopes
+    in the others' in their place.
     """
+
+    arguments = (
+        "Tensor hidden, Tensor weight, Tensor? bias, str kernel, Tensor target, Tensor ids, Tensor target_offset, "
+        "Tensor offset, bool without_hits, float positive_weight, float scale, bool sparse"
+    )
+
+    @staticmethod
+    def shapes(
+        wanted: list[int],
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        kernel: str,
+        target: Tensor,
+        ids: Tensor,
+        *_: Any,
+    ) -> Shapes:
+        like = functools.partial(hidden.new_empty, dtype=arithmetic(hidden, weight))
+        num_rows, num_ids = hidden.shape[0], ids.shape[0]
+        return [like(num_rows)], [like(num_rows), like(num_rows, num_ids), like(num_ids, weight.shape[1])]
 
     @staticmethod
     def plain(
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        loss_of: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-        plain_loss_of: Callable[[Tensor], Tensor],
+        kernel: str,
         target: Tensor,
         ids: Tensor,
+        target_offset: Tensor,
+        offset: Tensor,
+        without_hits: bool,
+        positive_weight: float,
+        scale: float,
         sparse: bool,
     ) -> Tensor:
         sets = (target.unsqueeze(-1), ids)
-        return plain_loss_of(torch.cat([torchs.chosen_logits(hidden, weight, bias, one) for one in sets], -1))
+        logits = torch.cat([torchs.chosen_logits(hidden, weight, bias, one) for one in sets], -1)
+        if without_hits:
+            offset = offset.masked_fill(ids == target.unsqueeze(-1), torch.inf)
+        offset = _side_by_side(target_offset, offset).to(logits)
+        if kernel == "softmax_logits_":
+            return _softmax_of_first(logits, offset, scale)
+        x = scale * logits - offset
+        return positive_weight * functional.softplus(-x[:, 0]) + functional.softplus(x[:, 1:]).sum(-1)
 
     @staticmethod
     def forward(
@@ -100,41 +144,51 @@ class _SharedClasses(Fused):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        loss_of: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-        plain_loss_of: Callable[[Tensor], Tensor],
+        kernel: str,
         target: Tensor,
         ids: Tensor,
-        sparse: bool,
+        target_offset: Tensor,
+        offset: Tensor,
+        *options: Any,
     ) -> Tensor:
-        arguments = (hidden, weight, bias, loss_of, plain_loss_of, target, ids, sparse)
-        target = target.unsqueeze(-1)
-        with torch.autocast(hidden.device.type, enabled=False):
+        arguments = (hidden, weight, bias, kernel, target, ids, target_offset, offset, *options)
+        without_hits, positive_weight, scale, _ = options
+        own = target.unsqueeze(-1)
+        with without_autocast(hidden.device):
             rows = hidden.to(arithmetic(hidden, weight))
-            target_logit = gather_dot(rows, weight, target)
+            target_logit = gather_dot(rows, weight, own)
             of_classes = class_rows(weight, ids, rows.dtype)
             logits = rows.new_empty(len(rows), len(ids))
             if bias is None:
                 torch.mm(rows, of_classes.t(), out=logits)
             else:
-                target_logit += bias[target].to(rows.dtype)
+                target_logit += bias[own].to(rows.dtype)
                 torch.addmm(bias[ids].to(rows.dtype), rows, of_classes.t(), out=logits)
-            loss, target_slope = loss_of(target_logit.squeeze(-1), logits)
+            target_logit, loss_of = target_logit.squeeze(-1), implementation(kernel, logits)
+            if kernel == "softmax_logits_":
+                left_out = target if without_hits else torch.full_like(target, -1)
+                offsets = target_offset.to(logits), offset.to(logits)
+                loss, target_slope = loss_of(target_logit, logits, *offsets, ids, left_out, scale)
+            else:
+                x = scale * target_logit - target_offset.to(logits)
+                loss = positive_weight * functional.softplus(-x) + loss_of(logits, offset.to(logits), scale)
+                target_slope = -scale * positive_weight * (-x).sigmoid()
             # Kernels write unseen by torch, whose selective checkpoints would hand out the slopes for the product.
             torch.autograd.graph.increment_version(logits)
         keep(ctx, arguments, target_slope, logits, of_classes)
-        return loss
+        return loss  # type: ignore[no-any-return]
 
     @staticmethod
     @differentiable_by(plain)
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        (hidden, weight, bias, _, _, target, ids, sparse), (target_slope, slope, rows_of_ids) = kept(ctx)
-        target, upstream = target.unsqueeze(-1), upstream.unsqueeze(-1)
-        with torch.autocast(hidden.device.type, enabled=False):
+        (hidden, weight, bias, _, target, ids, *rest), (target_slope, slope, rows_of_ids) = kept(ctx)
+        target, upstream, sparse = target.unsqueeze(-1), upstream.unsqueeze(-1), rest[-1]
+        with without_autocast(hidden.device):
             chosen = [ChosenSet(ids, slope), ChosenSet(target, target_slope.unsqueeze(-1))]
             grad_hidden = hidden_gradient(weight, chosen[1]).addmm_(slope, rows_of_ids).mul_(upstream)
             rows, wanted = hidden.to(slope.dtype), ctx.needs_input_grad[1:3]
             of_classes = class_gradients(rows, weight, bias, chosen, upstream, sparse=sparse, wanted=wanted)
-        return grad_hidden.to(hidden.dtype), *of_classes, *(None,) * 5
+        return grad_hidden.to(hidden.dtype), *of_classes, *(None,) * 9
 
 
 def _softmax_of_first(logits: Tensor, offset: Tensor, scale: float) -> Tensor:
@@ -150,13 +204,12 @@ def _logistic(logits: Tensor, positive: Tensor, offset: Tensor, share: Tensor, s
 
 def _side_by_side(target_offset: Tensor, offset: Tensor) -> Tensor:
     """Offsets (N, 1 + K) of the target and of the sampled classes, (K,) or (N, K)."""
-    return torch.cat([target_offset.unsqueeze(-1), offset.expand(len(target_offset), -1)], -1)
+    return torch.cat([target_offset.unsqueeze(-1), offset.expand(target_offset.shape[0], -1)], -1)
 
 
 _LOSS_OF_LOGITS: dict[str, Callable[..., Tensor]] = {"softmax_rows": _softmax_of_first, "logistic_rows": _logistic}
 
 
-@uncompiled
 def logistic_rows(
     hidden: Tensor,
     weight: Tensor,
@@ -190,7 +243,6 @@ def logistic_rows(
     return loss
 
 
-@uncompiled
 def sampled_softmax(
     hidden: Tensor,
     weight: Tensor,
@@ -221,29 +273,19 @@ def sampled_softmax(
         sparse: give weight and bias sparse gradients.
     """
     if ids.ndim == 1:
-        left_out = target if without_hits else torch.full_like(target, -1)
-
-        def loss_of(target_logit: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-            found: tuple[Tensor, Tensor] = implementation("softmax_logits_", logits)(
-                target_logit, logits, target_offset.to(logits), offset.to(logits), ids, left_out, scale
-            )
-            return found
-
-        def plain_loss_of(logits: Tensor) -> Tensor:
-            others = offset.masked_fill(ids == left_out.unsqueeze(-1), torch.inf)
-            return _softmax_of_first(logits, _side_by_side(target_offset, others).to(logits), scale)
-
-        loss: Tensor = _SharedClasses.call(hidden, weight, bias, loss_of, plain_loss_of, target, ids, sparse)
-        return loss
+        options = (without_hits, 1.0, scale, sparse)
+        shared: Tensor = _SharedClasses.call(
+            hidden, weight, bias, "softmax_logits_", target, ids, target_offset, offset, *options
+        )
+        return shared
     own = target.unsqueeze(-1)
     if without_hits:
         offset = offset.masked_fill(ids == own, torch.inf)
     ids, offset = torch.cat([own, ids], -1), _side_by_side(target_offset, offset)
-    loss = _OwnClasses.call(hidden, weight, bias, "softmax_rows", ids, scale, sparse, offset)
+    loss: Tensor = _OwnClasses.call(hidden, weight, bias, "softmax_rows", ids, scale, sparse, offset)
     return loss
 
 
-@uncompiled
 def noise_contrast(
     hidden: Tensor,
     weight: Tensor,
@@ -274,17 +316,10 @@ def noise_contrast(
         sparse: give weight and bias sparse gradients.
     """
     if ids.ndim == 1:
-
-        def loss_of(target_logit: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-            x = scale * target_logit - target_offset.to(logits)
-            noise: Tensor = implementation("logistic_logits_", logits)(logits, offset.to(logits), scale)
-            return positive_weight * functional.softplus(-x) + noise, -scale * positive_weight * (-x).sigmoid()
-
-        def plain_loss_of(logits: Tensor) -> Tensor:
-            x = scale * logits - _side_by_side(target_offset, offset).to(logits)
-            return positive_weight * functional.softplus(-x[:, 0]) + functional.softplus(x[:, 1:]).sum(-1)
-
-        loss: Tensor = _SharedClasses.call(hidden, weight, bias, loss_of, plain_loss_of, target, ids, sparse)
+        options = (False, positive_weight, scale, sparse)
+        loss: Tensor = _SharedClasses.call(
+            hidden, weight, bias, "logistic_logits_", target, ids, target_offset, offset, *options
+        )
         return loss
     ids = torch.cat([target.unsqueeze(-1), ids], -1)
     offset = _side_by_side(target_offset, offset)

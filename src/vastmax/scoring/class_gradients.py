@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vastmax.checking import at_hand
 from vastmax.kernels import implementation
 from vastmax.scoring.updates_in_backward import update_of
 
@@ -131,8 +132,12 @@ def _gradient(
         update(classes, table, runs)
         return None
     rows = gather_sum(table, *runs).to(parameter.dtype).view(len(classes), *parameter.shape[1:])
+    distinct = at_hand(classes)
+    if not distinct:  # places left over, whose sums are 0, are given to a class that is touched anyway
+        classes = torch.where(classes < 0, classes[:1], classes)
     if sparse:
         return torch.sparse_coo_tensor(
-            classes.unsqueeze(0), rows, parameter.shape, is_coalesced=True, check_invariants=False
+            classes.unsqueeze(0), rows, parameter.shape, is_coalesced=distinct, check_invariants=False
         )
-    return torch.zeros_like(parameter).index_copy_(0, classes, rows)
+    zeros = torch.zeros_like(parameter)
+    return zeros.index_copy_(0, classes, rows) if distinct else zeros.index_add_(0, classes, rows)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vastmax.reduction import REDUCTIONS, check_sample_weight, in_their_places, total_weight
+from vastmax.reduction import REDUCTIONS, CountedRows, check_sample_weight, total_weight
 from vastmax.scoring.blocks import LinearScorer
-from vastmax.scoring.every_class import check_linear, row_statistics, summed_loss
-from vastmax.scoring.focal import focal
+from vastmax.scoring.every_class import RowLoss, check_linear, row_statistics, summed_loss
 from vastmax.scoring.links import Link, check_link, link_of
-from vastmax.scoring.partition import RowStatistics
 from vastmax.scoring.products import check_product_dtype
 from vastmax.scoring.soft_cross_entropy import linear_soft_cross_entropy
 from vastmax.validation import (
@@ -122,12 +120,13 @@ def linear_cross_entropy(
         check_sample_weight(sample_weight, target.shape)
     check_finite("input", input, counted)
 
-    label = target[counted]
+    picked = CountedRows(counted)
+    label = picked.of(target)
     smoothed = None
     if label_smoothing > 0.0:
         smoothed = linear_weight.new_ones(num_classes) if weight is None else weight
     scorer = LinearScorer(
-        input[counted],
+        picked.of(input),
         linear_weight,
         linear_bias,
         label,
@@ -144,7 +143,9 @@ def linear_cross_entropy(
         target_weight = weight.to(scorer.dtype)[label]
     row_weight = torch.ones_like(target_weight)
     if sample_weight is not None:
-        row_weight = sample_weight[counted].to(scorer.dtype)
+        row_weight = picked.of(sample_weight).to(scorer.dtype)
+    if picked.blank is not None:
+        row_weight = row_weight.masked_fill(picked.blank, 0.0)
     if reduction == "mean":
         row_weight = row_weight / total_weight(target_weight * row_weight)
 
@@ -164,25 +165,13 @@ def linear_cross_entropy(
             link=link,
         )
         if reduction == "none":
-            return in_their_places(loss, counted)
+            return picked.in_their_places(loss)
         return loss.sum()
 
-    idle = row_weight * target_weight == 0
-
-    def row_loss(statistics: RowStatistics, rows: slice) -> Tensor:
-        log_p, _, log_z, weighted_log_p = statistics
-        # A row of no weight counts for nothing, though its target's log-probability were -inf.
-        loss = (1 - label_smoothing) * focal(log_p.masked_fill(idle[rows], 0.0), focal_gamma)
-        if z_loss > 0:  # for the square may be infinite
-            loss = loss + z_loss * log_z.square()
-        loss = target_weight[rows] * loss
-        if label_smoothing > 0:
-            loss = loss - label_smoothing / num_classes * weighted_log_p
-        return row_weight[rows] * loss
-
+    row_loss = RowLoss(row_weight, target_weight, num_classes, label_smoothing, z_loss, focal_gamma)
     if reduction == "none":
         loss = row_loss(row_statistics(scorer), slice(None))
-        return in_their_places(loss, counted)
+        return picked.in_their_places(loss)
     return summed_loss(scorer, row_loss, held=(weight, sample_weight))
 
 

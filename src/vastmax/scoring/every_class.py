@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vastmax.compilation import uncompiled
-from vastmax.differentiation import (
-    Fused,
-    check_not_batched,
-    differentiable_by,
-    graph_of_its_own,
-    has_direction,
-    keep,
-    kept,
-)
+from vastmax import checking
+from vastmax.arithmetic import without_autocast
+from vastmax.checking import at_hand, require
+from vastmax.differentiation import check_not_batched, graph_of_its_own, has_direction
+from vastmax.fused import Fused, Shapes, differentiable_by, keep, kept
 from vastmax.kernels import has_kernel, implementation
 from vastmax.scoring import plain as torchs
 from vastmax.scoring.blocks import Gradients, LinearScorer
+from vastmax.scoring.class_gradients import arithmetic
+from vastmax.scoring.focal import focal
 from vastmax.scoring.links import Link, SoftCap, check_link
 from vastmax.scoring.partition import RowStatistics, SplitPartition
 from vastmax.validation import (
@@ -41,8 +38,26 @@ class LogPartition(NamedTuple):
     target_logit: Tensor | None
 
 
+SCORER = (
+    "Tensor hidden, Tensor weight, Tensor? bias, Tensor target, Tensor? class_weight, float temperature, "
+    "str? link, Tensor? offset, int? block_size, float? filter_eps, ScalarType? product_dtype"
+)
+"""The arguments of a scorer, in the words of torch's operators."""
+
+
 class _Statistics(Fused):
     """Row statistics of a scorer's arguments, whose gradient scores the logits again, block by block."""
+
+    arguments = SCORER
+
+    @staticmethod
+    def num_outputs(*_: Any) -> int:
+        return 4
+
+    @staticmethod
+    def shapes(_: list[int], hidden: Tensor, weight: Tensor, *__: Any) -> Shapes:
+        per_row = [hidden.new_empty(hidden.shape[0], dtype=arithmetic(hidden, weight)) for _ in range(7)]
+        return per_row[:4], list(per_row[4:])
 
     @staticmethod
     def plain(*scorer: Any) -> tuple[Tensor, ...]:
@@ -79,6 +94,17 @@ class _Statistics(Fused):
 
 class _TiledStatistics(Fused):
     """The target's log-probability and log Z by a kernel that scores tile by tile, and again on the way back."""
+
+    arguments = "Tensor hidden, Tensor weight, Tensor? bias, Tensor target, str? link, float? filter_eps"
+
+    @staticmethod
+    def num_outputs(*_: Any) -> int:
+        return 3
+
+    @staticmethod
+    def shapes(_: list[int], hidden: Tensor, weight: Tensor, *__: Any) -> Shapes:
+        per_row = [hidden.new_empty(hidden.shape[0], dtype=arithmetic(hidden, weight)) for _ in range(6)]
+        return per_row[:3], list(per_row[3:])
 
     @staticmethod
     def plain(
@@ -129,7 +155,9 @@ class _TiledStatistics(Fused):
 
 
 def _in_tiles(scorer: LinearScorer) -> bool:
-    """Whether a kernel that scores tile by tile knows all that this scorer asks for."""
+    """Whether a kernel that scores tile by tile, as CUDA devices have, knows all that this scorer asks for."""
+    if scorer.hidden.device.type != "cuda":
+        return False
     plain = scorer.temperature == 1.0 and scorer.offset is None and scorer.class_weight is None
     plain = plain and (scorer.link is None or isinstance(scorer.link, SoftCap)) and scorer.block_size is None
     return (
@@ -147,12 +175,41 @@ def _as_their_tensors(gradients: Gradients, tensors: Iterable[Tensor | None]) ->
     ]
 
 
-class RowLoss(Protocol):
-    """A loss (n,) of rows that is a function of their statistics, each (n,)."""
+class RowLoss(NamedTuple):
+    r"""The cross-entropy of rows as a function of their statistics.
+
+    $$\ell_r = w_r \Big( v_{y_r} \big( (1 - \epsilon) f(p_{r y_r}) + \text{z\_loss} (\log Z_r)^2 \big)
+      - \frac \epsilon V \sum_c v_c \log p_{rc} \Big)$$
+
+    Attributes:
+        row_weight: (N,) w.
+        target_weight: (N,) v of the targets.
+        num_classes: V.
+        label_smoothing: epsilon.
+        z_loss: its weight.
+        focal_gamma: gamma of $f(p) = -(1 - p)^\gamma \log p$.
+    """
+
+    row_weight: Tensor
+    target_weight: Tensor
+    num_classes: int
+    label_smoothing: float
+    z_loss: float
+    focal_gamma: float
 
     def __call__(self, statistics: RowStatistics, rows: slice) -> Tensor:
         """Return the loss of `rows`, whose statistics these are."""
-        ...
+        log_p, _, log_z, weighted_log_p = statistics
+        row_weight, target_weight = self.row_weight[rows], self.target_weight[rows]
+        # A row of no weight counts for nothing, though its target's log-probability were -inf.
+        log_p = log_p.masked_fill(row_weight * target_weight == 0, 0.0)
+        loss = (1 - self.label_smoothing) * focal(log_p, self.focal_gamma)
+        if self.z_loss > 0:  # for the square may be infinite
+            loss = loss + self.z_loss * log_z.square()
+        loss = target_weight * loss
+        if self.label_smoothing > 0:
+            loss = loss - self.label_smoothing / self.num_classes * weighted_log_p
+        return row_weight * loss
 
 
 def _gradient(row_loss: RowLoss, statistics: RowStatistics, rows: slice) -> tuple[Tensor, RowStatistics]:
@@ -166,14 +223,29 @@ def _gradient(row_loss: RowLoss, statistics: RowStatistics, rows: slice) -> tupl
 class _SummedLoss(Fused):
     """A sum over rows whose gradient is made in the forward pass, while each block's softmax is at hand."""
 
-    @staticmethod
-    def plain(row_loss: RowLoss, *scorer: Any) -> Tensor:
-        return row_loss(torchs.statistics(LinearScorer(*scorer)), slice(None)).sum()
+    arguments = (
+        f"{SCORER}, Tensor row_weight, Tensor target_weight, int num_classes, float label_smoothing, float z_loss, "
+        "float focal_gamma"
+    )
 
     @staticmethod
-    def forward(ctx: Any, row_loss: RowLoss, *arguments: Any) -> Tensor:
-        scorer = LinearScorer(*arguments)
-        gradients = scorer.empty_gradients((*ctx.needs_input_grad[1:4], False))
+    def shapes(wanted: list[int], hidden: Tensor, weight: Tensor, bias: Tensor | None, *_: Any) -> Shapes:
+        dtype = arithmetic(hidden, weight)
+        made = [
+            None if x is None or i not in wanted else x.new_empty(x.shape, dtype=dtype)
+            for i, x in enumerate((hidden, weight, bias))
+        ]
+        return [hidden.new_empty((), dtype=dtype)], made
+
+    @staticmethod
+    def plain(*arguments: Any) -> Tensor:
+        scorer, row_loss = LinearScorer(*arguments[:11]), RowLoss(*arguments[11:])
+        return row_loss(torchs.statistics(scorer), slice(None)).sum()
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        scorer, row_loss = LinearScorer(*arguments[:11]), RowLoss(*arguments[11:])
+        gradients = scorer.empty_gradients((*ctx.needs_input_grad[:3], False))
         total = scorer.hidden.new_zeros((), dtype=scorer.dtype)
         with scorer.arithmetic():
             buffer = scorer.buffer()
@@ -182,7 +254,7 @@ class _SummedLoss(Fused):
                 loss, upstream = _gradient(row_loss, RowStatistics.of(partition, weighted), rows)
                 total += loss
                 scorer.backward(rows, buffer, partition, upstream, gradients, held)
-        keep(ctx, (row_loss, *arguments), *gradients[:3])
+        keep(ctx, arguments, *gradients[:3])
         return total
 
     @staticmethod
@@ -190,10 +262,9 @@ class _SummedLoss(Fused):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         # Most losses are backpropagated as they are: then V x d numbers need not be multiplied by one. Others are
         # scaled, so that half precision does not underflow: multiplied first and rounded then.
-        (_, *arguments), gradients = kept(ctx)
-        scale = None if upstream == 1 else upstream
+        arguments, gradients = kept(ctx)
+        scale = None if at_hand(upstream) and upstream == 1 else upstream
         return (
-            None,
             *(
                 None if gradient is None else (gradient if scale is None else gradient * scale).to(tensor.dtype)
                 for gradient, tensor in zip(gradients, arguments[:3], strict=True)
@@ -202,7 +273,6 @@ class _SummedLoss(Fused):
         )
 
 
-@uncompiled
 def row_statistics(scorer: LinearScorer) -> RowStatistics:
     """Return the statistics of every row, differentiable with respect to all that a scorer holds."""
     if _in_tiles(scorer):
@@ -212,11 +282,10 @@ def row_statistics(scorer: LinearScorer) -> RowStatistics:
     return RowStatistics(*_Statistics.call(*scorer.tensors(), *scorer.options()))
 
 
-@uncompiled
 def summed_loss(scorer: LinearScorer, row_loss: RowLoss, *, held: Iterable[Tensor | None] = ()) -> Tensor:
     """Return the sum of the rows' losses; the gradient, if one is wanted, is made on the way.
 
-    If one is wanted of a tensor that `row_loss` holds, all take the long way: the statistics, then the loss.
+    If one is wanted of a tensor that `row_loss` was made of, all take the long way: the statistics, then the loss.
     """
 
     def wants_gradient(*tensors: Tensor | None) -> bool:
@@ -226,7 +295,7 @@ def summed_loss(scorer: LinearScorer, row_loss: RowLoss, *, held: Iterable[Tenso
     held = (class_weight, *held)
     on_the_way = wants_gradient(hidden, weight, bias) and not wants_gradient(*held)
     if on_the_way and not any(map(has_direction, held)) and not _in_tiles(scorer):
-        loss: Tensor = _SummedLoss.call(row_loss, *scorer.tensors(), *scorer.options())
+        loss: Tensor = _SummedLoss.call(*scorer.tensors(), *scorer.options(), *row_loss)
         return loss
     return row_loss(row_statistics(scorer), slice(None)).sum()
 
@@ -240,8 +309,9 @@ def check_linear(
     check_per_class("linear_bias", linear_bias, linear_weight.shape[0])
     if linear_bias is not None:
         check_not_batched("linear_bias", linear_bias)
-        if linear_bias.isneginf().all():
-            raise ValueError("linear_bias: expected a class that is not masked, got -inf for every class")
+        if not checking.are_off():
+            seen = "linear_bias: expected a class that is not masked, got -inf for every class"
+            require(~linear_bias.isneginf().all(), seen)
     return None if block_size is None else check_positive_int("block_size", block_size)
 
 
@@ -250,13 +320,13 @@ class _Linear(Fused):
 
     @staticmethod
     def plain(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        with torch.autocast(hidden.device.type, enabled=False):
+        with without_autocast(hidden.device):
             return functional.linear(hidden, weight, bias)
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(hidden, weight)
-        with torch.autocast(hidden.device.type, enabled=False):
+        with without_autocast(hidden.device):
             return functional.linear(hidden, weight, bias)
 
     @staticmethod
@@ -264,7 +334,7 @@ class _Linear(Fused):
         hidden, weight = ctx.saved_tensors
         wanted = ctx.needs_input_grad
         rows = upstream.reshape(-1, upstream.shape[-1])
-        with torch.autocast(hidden.device.type, enabled=False):
+        with without_autocast(hidden.device):
             return (
                 upstream @ weight if wanted[0] else None,
                 rows.t() @ hidden.reshape(-1, hidden.shape[-1]) if wanted[1] else None,
@@ -272,7 +342,6 @@ class _Linear(Fused):
             )
 
 
-@uncompiled
 def linear_logits(input: Tensor, linear_weight: Tensor, *, linear_bias: Tensor | None = None) -> Tensor:
     r"""Return the logit of every class, $s_{rc} = h_r \cdot w_c + b_c$: the N x V tensor that all else here avoids.
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vastmax.compilation import Coded
 from vastmax.validation import check_finite_number, shown
 
 
@@ -39,7 +40,7 @@ def check_link(link: Link | None) -> None:
 
 
 @dataclass(frozen=True)
-class SoftCap:
+class SoftCap(Coded):
     r"""$\text{softcap} \tanh(z / \text{softcap})$: logits bounded in size."""
 
     softcap: float
@@ -72,7 +73,7 @@ def link_of(softcap: float | None, link: Link | None) -> Link | None:
 
 
 @dataclass(frozen=True)
-class Sig:
+class Sig(Coded):
     r"""$z + \log \sigma(z)$, the logits of the sigsoftmax."""
 
     def __call__(self, score: Tensor) -> Tensor:
@@ -96,7 +97,7 @@ class Sig:
 
 
 @dataclass(frozen=True)
-class LogSigmoid:
+class LogSigmoid(Coded):
     r"""$\log \sigma(z)$: a class's probability by itself, for the softmax to normalise."""
 
     def __call__(self, score: Tensor) -> Tensor:

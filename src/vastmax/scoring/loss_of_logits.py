@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vastmax.compilation import uncompiled
-from vastmax.differentiation import Fused, differentiable_by, keep, kept
+from vastmax.arithmetic import without_autocast
+from vastmax.compilation import Coded, uncompiled
+from vastmax.fused import Fused, Shapes, differentiable_by, keep, kept
 from vastmax.scoring.class_gradients import arithmetic
 from vastmax.scoring.every_class import check_linear
 from vastmax.scoring.logit_parts import LogitRows, class_blocks, logit_blocks
@@ -23,6 +24,12 @@ LossOfLogits = Callable[..., Tensor]
 class _BlockedLoss(Fused):
     """Losses of rows, part by part; the gradient scores the rows again and differentiates the loss of each part."""
 
+    arguments = "str loss, int num_rows, Tensor hidden, Tensor weight, Tensor? bias, Tensor[] arguments"
+
+    @staticmethod
+    def shapes(_: list[int], __: LossOfLogits, num_rows: int, hidden: Tensor, weight: Tensor, *___: Any) -> Shapes:
+        return [hidden.new_empty(hidden.shape[0], dtype=arithmetic(hidden, weight))], []
+
     @staticmethod
     def plain(
         loss: LossOfLogits,
@@ -34,7 +41,7 @@ class _BlockedLoss(Fused):
     ) -> Tensor:
         dtype = arithmetic(hidden, weight)
         bias = None if bias is None else bias.to(dtype)
-        with torch.autocast(hidden.device.type, enabled=False):
+        with without_autocast(hidden.device):
             return loss(functional.linear(hidden.to(dtype), weight.to(dtype), bias), *arguments)
 
     @staticmethod
@@ -49,7 +56,7 @@ class _BlockedLoss(Fused):
     ) -> Tensor:
         keep(ctx, (loss, num_rows, hidden, weight, bias, *arguments))
         found = hidden.new_zeros(0, dtype=arithmetic(hidden, weight))
-        with torch.autocast(hidden.device.type, enabled=False):
+        with without_autocast(hidden.device):
             for block in logit_blocks(hidden, weight, bias):
                 for rows, logits in block.parts():
                     value = loss(logits, *(x[rows] for x in arguments[:num_rows]), *arguments[num_rows:])
@@ -68,7 +75,7 @@ class _BlockedLoss(Fused):
             torch.zeros(x.shape, dtype=torch.promote_types(x.dtype, dtype), device=x.device) if wanted else None
             for x, wanted in zip(tensors, ctx.needs_input_grad[2:], strict=True)
         ]
-        with torch.autocast(hidden.device.type, enabled=False):
+        with without_autocast(hidden.device):
             for block in logit_blocks(hidden, weight, bias):
                 for part in block.parts():
                     _to_slopes(loss, num_rows, part, arguments, grad_arguments, upstream)
@@ -114,7 +121,6 @@ def _to_slopes(
             gradient[rows if i < num_rows else ...] += rest.pop(0)
 
 
-@uncompiled
 def linear_loss(
     loss: LossOfLogits,
     input: Tensor,
@@ -166,5 +172,11 @@ def linear_loss(
     for tensor in rows:
         if tensor.shape[:1] != input.shape[:1]:
             raise ValueError(f"rows: expected tensors of {len(input)} rows, got shape {tuple(tensor.shape)}")
-    found: Tensor = _BlockedLoss.call(loss, len(rows), input, linear_weight, linear_bias, *rows, *shared)
+    function = _BlockedLoss.call
+    if torch.compiler.is_compiling() and not isinstance(loss, Coded):  # of which no operator has a name
+        function = _uncompiled_loss if torch.compiler.is_dynamo_compiling() else _BlockedLoss.plain
+    found: Tensor = function(loss, len(rows), input, linear_weight, linear_bias, *rows, *shared)
     return found
+
+
+_uncompiled_loss = uncompiled(_BlockedLoss.call)

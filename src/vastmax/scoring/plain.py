@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vastmax.arithmetic import without_autocast
 from vastmax.scoring.blocks import LinearScorer
 from vastmax.scoring.partition import RowStatistics
 
 
 def statistics(scorer: LinearScorer) -> RowStatistics:
     """Return the statistics of every row of a scorer; exact, whatever it leaves out or rounds in its gradients."""
-    with torch.autocast(scorer.hidden.device.type, enabled=False):
+    with without_autocast(scorer.hidden.device):
         hidden, bias = scorer.hidden.to(scorer.dtype), scorer.bias
         bias = None if bias is None else bias.to(scorer.dtype)
         scores = functional.linear(hidden, scorer.weight.to(scorer.dtype), bias) / scorer.temperature
@@ -30,7 +31,7 @@ def statistics(scorer: LinearScorer) -> RowStatistics:
 def chosen_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor) -> Tensor:
     """Return the logits (N, K) of `ids`, (K,) or (N, K)."""
     dtype = torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
-    with torch.autocast(hidden.device.type, enabled=False):
+    with without_autocast(hidden.device):
         rows, hidden = weight[ids].to(dtype), hidden.to(dtype)
         logits = hidden @ rows.t() if ids.ndim == 1 else (rows @ hidden.unsqueeze(-1)).squeeze(-1)
         return logits if bias is None else logits + bias[ids].to(dtype)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from vastmax.arithmetic import without_autocast
 from vastmax.kernels.choice import log
 
 _switch: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # the stubs do not know it
@@ -67,7 +68,7 @@ def rounds_products() -> bool:
 @contextmanager
 def products(dtype: torch.dtype | None, device: torch.device) -> Iterator[None]:
     """Within it matrix products of float32 round their factors to `dtype`, if any, and sum in float32."""
-    with torch.autocast(device.type, enabled=False):
+    with without_autocast(device):
         if dtype is None:
             yield
         else:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
+
 from torch import Tensor
 
+from vastmax.compilation import Coded
 from vastmax.scoring.focal import focal
 from vastmax.scoring.links import Link, check_link
 from vastmax.scoring.loss_of_logits import linear_loss
@@ -63,29 +67,54 @@ def linear_soft_cross_entropy(
     z_loss = check_finite_number("z_loss", z_loss, at_least=0.0)
     focal_gamma = check_finite_number("focal_gamma", focal_gamma, at_least=0.0)
 
-    def loss(scores: Tensor, share: Tensor, *tables: Tensor) -> Tensor:
-        logits = scores if link is None else link(scores)
-        if logit_adjustment is not None:
-            logits = logits + logit_adjustment.detach().to(logits.dtype)
-        remaining = list(tables)
-        target = share.to(logits.dtype)
-        if classes is not None:
-            target = logits.new_zeros(logits.shape).scatter_add(-1, remaining.pop(0), target)
-        class_weight = remaining.pop(0).to(logits.dtype) if remaining else logits.new_ones(())
-        log_z = logits.logsumexp(-1)
-        mass = target.sum(-1, keepdim=True)
-        weight = class_weight * ((1 - label_smoothing) * target + label_smoothing / logits.shape[-1] * mass)
-        # A class of no weight counts for nothing, though its log-probability were -inf.
-        log_p = logits.log_softmax(-1).masked_fill(weight == 0, 0.0)
-        return (weight * focal(log_p, focal_gamma)).sum(-1) + z_loss * (target * class_weight).sum(
-            -1
-        ) * log_z.square()
-
+    loss = _SoftCrossEntropy(
+        label_smoothing,
+        z_loss,
+        focal_gamma,
+        named=classes is not None,
+        adjusted=logit_adjustment is not None,
+        link=link if link is None else Coded.coded(link),
+    )
+    adjustment = () if logit_adjustment is None else (logit_adjustment.detach(),)
     return linear_loss(
-        loss,
+        loss if link is None or isinstance(link, Coded) else partial(loss.of, link=link),
         input,
         linear_weight,
         linear_bias=linear_bias,
         rows=(share,) if classes is None else (share, classes),
-        shared=() if weight is None else (weight,),
+        shared=adjustment if weight is None else (*adjustment, weight),
     )
+
+
+@dataclass(frozen=True)
+class _SoftCrossEntropy(Coded):
+    """The loss (n,) of scores (n, V), shares, and, if there are any, classes, adjustments and class weights."""
+
+    label_smoothing: float
+    z_loss: float
+    focal_gamma: float
+    named: bool
+    adjusted: bool
+    link: str | None
+
+    def __call__(self, scores: Tensor, share: Tensor, *tables: Tensor) -> Tensor:
+        return self.of(scores, share, *tables, link=Coded.decoded(self.link))
+
+    def of(self, scores: Tensor, share: Tensor, *tables: Tensor, link: Link | None) -> Tensor:
+        """The same with a link that has no name."""
+        remaining = list(tables)
+        target = share.to(scores.dtype)
+        if self.named:
+            target = scores.new_zeros(scores.shape).scatter_add(-1, remaining.pop(0), target)
+        logits = scores if link is None else link(scores)
+        if self.adjusted:
+            logits = logits + remaining.pop(0).to(logits.dtype)
+        class_weight = remaining.pop(0).to(logits.dtype) if remaining else logits.new_ones(())
+        log_z = logits.logsumexp(-1)
+        mass = target.sum(-1, keepdim=True)
+        smoothing = self.label_smoothing
+        weight = class_weight * ((1 - smoothing) * target + smoothing / logits.shape[-1] * mass)
+        # A class of no weight counts for nothing, though its log-probability were -inf.
+        log_p = logits.log_softmax(-1).masked_fill(weight == 0, 0.0)
+        loss = (weight * focal(log_p, self.focal_gamma)).sum(-1)
+        return loss + self.z_loss * (target * class_weight).sum(-1) * log_z.square()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from vastmax.arithmetic import without_autocast
+from vastmax.checking import at_hand
+from vastmax.compilation import operator
 from vastmax.kernels import implementation
 from vastmax.scoring.blocks import LinearScorer
+from vastmax.scoring.class_gradients import arithmetic
 from vastmax.scoring.every_class import check_linear
 from vastmax.scoring.links import Link, check_link, link_of
 from vastmax.scoring.partition import SplitPartition
@@ -40,6 +44,9 @@ def topk_by_id(values: Tensor, k: int) -> TopK:
     if k == num_classes:
         return TopK(*values.sort(dim=-1, descending=True, stable=True))
     flat = values.detach().reshape(-1, num_classes)
+    if not at_hand(flat):
+        places = _best_by_id(flat, k).view(*values.shape[:-1], k)
+        return TopK(values.gather(-1, places), places)
     largest, places = flat.topk(k + 1)
     equal = largest[:, 1:] == largest[:, :-1]
     places = places[:, :k]
@@ -51,6 +58,17 @@ def topk_by_id(values: Tensor, k: int) -> TopK:
         places = places.gather(-1, order)
     places = places.reshape(*values.shape[:-1], k)
     return TopK(values.gather(-1, places), places)
+
+
+def _best_by_id(values: Tensor, k: int) -> Tensor:
+    """Return the places (R, k) of the largest of values (R, V), of equals the first, without a look at them."""
+    if values.dtype == torch.float64:
+        return values.sort(dim=-1, descending=True, stable=True).indices[:, :k]
+    # No two of these integers are equal: the bits of a number, in the order of the numbers, above its place's.
+    bits = (values.float() + 0.0).view(torch.int32).long()
+    bits = torch.where(bits < 0, torch.iinfo(torch.int32).min - bits, bits)
+    place = torch.arange(values.shape[-1], device=values.device)
+    return ((bits << 32) - place).topk(k).indices
 
 
 def best_of(values: Tensor, indices: Tensor, k: int) -> TopK:
@@ -116,17 +134,27 @@ def linear_topk(
     k = check_k(k, linear_weight.shape[0])
     rows = input.shape[:-1]
     hidden = input.reshape(-1, linear_weight.shape[1])
+    values, indices = _linear_topk(hidden, linear_weight, linear_bias, k, link_of(softcap, link), block_size)
+    return TopK(values.view(*rows, k), indices.view(*rows, k))
+
+
+def _topk_shapes(hidden: Tensor, weight: Tensor, bias: Tensor | None, k: int, *_: Any) -> list[Tensor]:
+    values = hidden.new_empty((hidden.shape[0], k), dtype=arithmetic(hidden, weight))
+    return [values, torch.empty_like(values, dtype=torch.int64)]
+
+
+@operator("Tensor hidden, Tensor weight, Tensor? bias, int k, str? link, int? block_size", _topk_shapes)
+def _linear_topk(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, k: int, link: Link | None, block_size: int | None
+) -> list[Tensor]:
     target = torch.zeros(hidden.shape[0], dtype=torch.int64, device=hidden.device)
-    scorer = LinearScorer(
-        hidden, linear_weight, linear_bias, target, link=link_of(softcap, link), block_size=block_size
-    )
-    values = hidden.new_empty((hidden.shape[0], k), dtype=scorer.dtype)
-    indices = torch.empty((hidden.shape[0], k), dtype=torch.int64, device=hidden.device)
-    with torch.autocast(hidden.device.type, enabled=False):
+    scorer = LinearScorer(hidden, weight, bias, target, link=link, block_size=block_size)
+    values, indices = _topk_shapes(hidden, weight, bias, k)
+    with without_autocast(hidden.device):
         buffer = scorer.buffer()
         for block in scorer.row_blocks():
             values[block], indices[block] = _best(scorer, block, k, buffer)
-    return TopK(values.view(*rows, k), indices.view(*rows, k))
+    return [values, indices]
 
 
 def _best(scorer: LinearScorer, rows: slice, k: int, buffer: Tensor) -> TopK:

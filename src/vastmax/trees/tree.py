@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vastmax import checking
 from vastmax.validation import check_ids, check_per_class
 
 
@@ -140,7 +141,9 @@ class Tree:
         """
         check_ids("ids", ids, self.num_classes)
         depth = self.depth[ids].unsqueeze(-1)
-        longest = int(depth.max()) if ids.numel() > 0 else 0
+        longest = 0
+        if ids.numel() > 0:  # to the leaves of this batch, if their depth can be looked at, or to those of any
+            longest = int(depth.max()) if checking.at_hand(depth) else self.max_depth
         upward = ids.new_empty((*ids.shape, longest))
         place = self.up[~ids]
         for step in range(longest):

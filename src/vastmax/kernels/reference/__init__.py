@@ -10,6 +10,7 @@ from vastmax.kernels.reference.row_updates import adagrad_rows, adamw_rows, sgd_
 from vastmax.kernels.reference.segments import segments
 from vastmax.kernels.reference.softmax_block import (
     BlockSums,
+    TargetPlaces,
     column_maxima,
     exponentials_,
     row_sums,
@@ -19,6 +20,7 @@ from vastmax.kernels.reference.tsallis import log_alpha, tsallis_entropy, tsalli
 
 __all__ = [
     "BlockSums",
+    "TargetPlaces",
     "adagrad_rows",
     "adamw_rows",
     "alias_draw",

@@ -10,11 +10,14 @@ all else happens among them, in float64.
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
+from vastmax.checking import at_hand
 from vastmax.kernels.reference.tsallis import exponential_moment, tsallis_entropy
 
 CPU_BLOCK = 1 << 17
@@ -22,6 +25,9 @@ CPU_BLOCK = 1 << 17
 
 DEVICE_BLOCK = 1 << 24
 """Logits solved at a time elsewhere."""
+
+STEPS = 64
+"""Newton's steps where it cannot be looked at whether one more changes anything: several times what any takes."""
 
 EPS = torch.finfo(torch.float64).eps
 
@@ -140,16 +146,21 @@ def _solve_block(logits: Tensor, order: Tensor, log: bool) -> Tensor:
     largest = logits.amax(-1, keepdim=True)
     # Rounded to the logits' dtype the bound may rise, but not past the next of their values: hence >=.
     bound = (largest.double() - 1 / order).to(logits.dtype)
-    num_candidates = int((logits >= bound).sum(-1).max())
+    candidates = logits >= bound
+    num_candidates = int(candidates.sum(-1).max()) if at_hand(candidates) else logits.shape[1]
     if 2 * num_candidates > logits.shape[1]:
         return _solve_candidates(logits.double() - largest, order, log).to(logits.dtype)
-    candidates, place = logits.topk(num_candidates, sorted=False)
-    found = _solve_candidates(candidates.double() - largest, order, log).to(logits.dtype)
+    largest_logits, place = logits.topk(num_candidates, sorted=False)
+    found = _solve_candidates(largest_logits.double() - largest, order, log).to(logits.dtype)
     return torch.full_like(logits, -torch.inf if log else 0.0).scatter_(-1, place, found)
 
 
 def _solve_candidates(logits: Tensor, order: Tensor, log: bool) -> Tensor:
     steep = order.squeeze(-1) > 1
+    if not at_hand(steep):
+        found = _steep(logits, order.clamp(min=1))
+        found = found.log() if log else found
+        return torch.where(steep.unsqueeze(-1), found, _gentle(logits, order.clamp(max=1), log))
     if not steep.any():
         return _gentle(logits, order, log)
     if steep.all():
@@ -161,6 +172,11 @@ def _solve_candidates(logits: Tensor, order: Tensor, log: bool) -> Tensor:
     return found
 
 
+def _rounds(values: Tensor) -> Iterable[int]:
+    """Newton's steps: as many as it takes, where that can be looked at, and else more than it ever took."""
+    return itertools.count() if at_hand(values) else range(STEPS)
+
+
 def _gentle(logits: Tensor, order: Tensor, log: bool) -> Tensor:
     r"""Solve for A where $0 \le a \le 1$.
 
@@ -169,23 +185,24 @@ def _gentle(logits: Tensor, order: Tensor, log: bool) -> Tensor:
     They are exact at once where the support's logits are equal, and at a = 0.
     """
     partition = torch.zeros_like(logits[:, :1])
-    while True:
+    for _ in _rounds(logits):
         probability, slope = _exp_alpha(logits - partition, order)
         total = probability.sum(-1, keepdim=True)
         step = -total * _scaled_expm1(-total.log(), order) / slope.sum(-1, keepdim=True)
-        if not (step > 4 * EPS * (1 + partition)).any():
+        moves = step > 4 * EPS * (1 + partition)
+        if at_hand(moves) and not moves.any():
             break
-        partition += step.clamp_(min=0)
+        partition += torch.where(moves, step, 0.0)
     # Dividing by the sum takes away what the rounding of A leaves.
     return _log_exp_alpha(logits - partition, order) - total.log() if log else probability / total
 
 
 def _exp_alpha(value: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
     """Return the alpha-exponential p of values up to 0, and its slope p^(1-a)."""
-    if len(order) == 1 and order.item() == 1:
+    if len(order) == 1 and at_hand(order) and order.item() == 1:
         probability = (value + 1).clamp_(min=0)
         return probability, (probability > 0).to(value.dtype)
-    if len(order) == 1 and order.item() == 0.5:
+    if len(order) == 1 and at_hand(order) and order.item() == 0.5:
         root = (value / 2 + 1).clamp_(min=0)
         return root.square(), root
     log_probability = _log_exp_alpha(value, order)
@@ -218,14 +235,15 @@ def _steep(logits: Tensor, order: Tensor) -> Tensor:
     excess = _excess(logits, size, order)
     inside = torch.arange(1, logits.shape[1] + 1, device=logits.device) <= size
     smallest = 1 / size.double()
-    while True:
+    for _ in _rounds(logits):
         larger, smaller = torch.maximum(smallest, excess), torch.minimum(smallest, excess)
         probability = (larger * (1 + (smaller / larger) ** order) ** (1 / order)).masked_fill_(~inside, 0.0)
         slope = (smallest / probability).pow_(order - 1).masked_fill_(~inside, 0.0)
         step = (probability.sum(-1, keepdim=True) - 1) / slope.sum(-1, keepdim=True)
-        if not (step > 4 * EPS).any():
+        moves = step > 4 * EPS
+        if at_hand(moves) and not moves.any():
             break
-        smallest = (smallest - step.clamp_(min=0)).clamp_(min=torch.finfo(torch.float64).tiny)
+        smallest = (smallest - torch.where(moves, step, 0.0)).clamp_(min=torch.finfo(torch.float64).tiny)
     return torch.zeros_like(logits).scatter_(-1, place, probability / probability.sum(-1, keepdim=True))
 
 
@@ -233,10 +251,10 @@ def _support_size(logits: Tensor, order: Tensor) -> Tensor:
     """Search for the size (N, 1) of the support among logits that fall."""
     low = torch.ones_like(logits[:, :1], dtype=torch.int64)
     high = torch.full_like(low, logits.shape[1])
-    while (low < high).any():
-        middle = (low + high + 1) // 2
+    for _ in range(logits.shape[1].bit_length()):
+        middle, searching = (low + high + 1) // 2, low < high
         inside = _excess(logits, middle, order).sum(-1, keepdim=True) < 1
-        low, high = torch.where(inside, middle, low), torch.where(inside, high, middle - 1)
+        low, high = torch.where(searching & inside, middle, low), torch.where(searching & ~inside, middle - 1, high)
     return low
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from vastmax.kernels.reference.softmax_block import BlockSums, row_sums
+from vastmax.kernels.reference.softmax_block import BlockSums, TargetPlaces, row_sums
 
 BLOCK_ELEMENTS = 1 << 20
 """Logits alive at a time: 4 MB in float32 stay in the cache."""
@@ -30,9 +30,8 @@ def narrow_partition(hidden: Tensor, weight: Tensor, label: Tensor) -> tuple[Ten
     label_logit, sums = hidden.new_zeros(len(hidden)), []
     for first, class_rows in _blocks(hidden, weight):
         logits = hidden @ class_rows.t()
-        row, column = _labels_inside(logits, label - first)
-        label_logit[row] = logits[row, column]
-        logits[row, column] = -torch.inf
+        places = TargetPlaces.of(label, first, first + len(class_rows))
+        label_logit = torch.where(places.inside, places.exchange_(logits, -torch.inf), label_logit)
         sums.append(row_sums(logits))
     return label_logit, BlockSums(*(torch.stack(parts) for parts in zip(*sums, strict=True)))
 
@@ -57,7 +56,7 @@ def narrow_partition_gradients(
     grad_hidden, grad_weight = torch.zeros_like(hidden), []
     for first, class_rows in _blocks(hidden, weight):
         logits = hidden @ class_rows.t()
-        logits[_labels_inside(logits, label - first)] = -torch.inf
+        TargetPlaces.of(label, first, first + len(class_rows)).exchange_(logits, -torch.inf)
         slope = logits.sub_(maximum.unsqueeze(-1)).exp_().mul_(grad_others.unsqueeze(-1))
         grad_hidden.addmm_(slope, class_rows)
         grad_weight.append(slope.t() @ hidden)
@@ -69,9 +68,3 @@ def _blocks(hidden: Tensor, weight: Tensor) -> Iterator[tuple[int, Tensor]]:
     size = max(1, BLOCK_ELEMENTS // max(len(hidden), 1))
     for first in range(0, len(weight), size):
         yield first, weight[first : first + size].to(hidden.dtype)
-
-
-def _labels_inside(logits: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows whose label is among the classes of a block, and its column."""
-    row = ((column >= 0) & (column < logits.shape[1])).nonzero().squeeze(-1)
-    return row, column[row]

@@ -20,6 +20,33 @@ class BlockSums(NamedTuple):
     mass: Tensor
 
 
+class TargetPlaces(NamedTuple):
+    """Where the rows' targets stand in a block of logits (R, C), if they do.
+
+    Attributes:
+        inside: (R,) bool, whether the block has the row's target.
+        column: (R, 1) int64, the target's column, 0 where it has none.
+    """
+
+    inside: Tensor
+    column: Tensor
+
+    @classmethod
+    def of(cls, target: Tensor, start: int, stop: int) -> TargetPlaces:
+        """Find the targets (R,) in a block of the classes from `start` to `stop`."""
+        inside = (target >= start) & (target < stop)
+        return cls(inside, torch.where(inside, target - start, 0).unsqueeze(-1))
+
+    def exchange_(self, block: Tensor, values: Tensor | float) -> Tensor:
+        """Put values (R,) at the targets; return what stood there (R,), or in column 0 where there is none."""
+        if block.shape[1] == 0:
+            return block.new_zeros(len(block))
+        before = block.gather(1, self.column)
+        after = values.unsqueeze(-1) if isinstance(values, Tensor) else values
+        block.scatter_(1, self.column, torch.where(self.inside.unsqueeze(-1), after, before))
+        return before.squeeze(-1)
+
+
 def exponentials_(logits: Tensor) -> BlockSums:
     r"""Replace logits (R, C) by $e^{s_{rc} - \max_c s_{rc}}$ and return maxima and sums of the rows."""
     # A row whose classes are all masked has the maximum -inf; any finite shift serves it.
