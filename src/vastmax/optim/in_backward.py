@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vastmax.kernels.reference.row_updates import Runs
-from vastmax.optim.row_optimizer import Group, RowOptimizer
+from vastmax.optim.row_optimizer import RowOptimizer
 from vastmax.scoring import updates_in_backward
 from vastmax.scoring.updates_in_backward import Update
 
@@ -75,7 +75,7 @@ def _update(optimizer: RowOptimizer, parameter: Tensor) -> Update:
                 "apply_in_backward: expected the optimizer to be kept, got none: it has been deleted"
             )
         with torch.no_grad():
-            optimizer.step_rows(parameter, _group_of(optimizer, parameter), rows, table, runs)
+            optimizer.step_rows(parameter, optimizer.group_of(parameter), rows, table, runs)
 
     return update
 
@@ -90,12 +90,4 @@ def _check(optimizer: RowOptimizer, parameter: Tensor) -> None:
         raise ValueError(f"{what}: expected one that requires a gradient, got requires_grad=False")
     if parameter.grad is not None:
         raise ValueError(f"{what}: expected no gradient that waits for its step, got one in .grad")
-    _group_of(optimizer, parameter)
-
-
-def _group_of(optimizer: RowOptimizer, parameter: Tensor) -> Group:
-    """Return the parameter's group, whose options may change at any time, as by a scheduler."""
-    for group in optimizer.param_groups:
-        if any(own is parameter for own in group["params"]):
-            return group
-    raise ValueError(f"parameter of shape {tuple(parameter.shape)}: expected one of the optimizer's, got another")
+    optimizer.group_of(parameter)

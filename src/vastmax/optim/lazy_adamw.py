@@ -33,10 +33,10 @@ class LazyAdamW(RowOptimizer):
       m \leftarrow \beta_1^n m, \quad v \leftarrow \beta_2^n v.$$
 
     Then it makes AdamW's step $t$ with $g$. A row touched at every step follows AdamW exactly; another follows it
-    late: what it missed is paid at its next touch, with the learning rate and decay of that step. Left out
-    are the change of the bias corrections during the missed steps and the order of decay and movement within
-    them. Without the movement only $1 - \beta_1$ of each gradient would reach a row that is touched now and then.
-    A row that is not touched is neither read nor written.
+    late: what it missed is paid at its next touch, or by `catch_up`, with the learning rate and decay of then.
+    Left out are the change of the bias corrections during the missed steps and the order of decay and movement
+    within them. Without the movement only $1 - \beta_1$ of each gradient would reach a row that is touched now and
+    then. A row that is not touched is neither read nor written, and stays behind until it is, or until `catch_up`.
 
     A parameter may have a dense gradient in one step and a sparse one in the next: a dense one touches all rows.
     The state per element is two numbers, `exp_avg` and `exp_avg_sq`, and per row an int32 `last_step`. Where the
@@ -146,6 +146,7 @@ class LazyAdamW(RowOptimizer):
         state: State,
         group: Group,
         uniform: Tensor | None,
+        step: int,
     ) -> None:
         if group["betas"][0] > 0 and "exp_avg" not in state:
             state["exp_avg"] = torch.zeros_like(weight, dtype=compute_dtype(weight))
@@ -154,15 +155,14 @@ class LazyAdamW(RowOptimizer):
             weight,
             state.get("exp_avg"),
             state["exp_avg_sq"],
-            last_step(state, weight),
+            last_step(state, weight, step),
             rows,
             table,
             runs,
-            step=int(state["step"].item()),
+            step=step,
             lr=group["lr"],
             betas=group["betas"],
             eps=group["eps"],
             weight_decay=group["weight_decay"],
             uniform=uniform,
         )
-        state["step"] += 1

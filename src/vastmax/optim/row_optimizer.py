@@ -1,5 +1,6 @@
 """What the optimizers share: one step for dense and row-sparse gradients, and state that keeps its dtype."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, overload
@@ -11,10 +12,13 @@ from torch.optim.optimizer import ParamsT
 
 from vastmax.kernels.reference.rounding import stochastic_round
 from vastmax.kernels.reference.row_updates import Runs
-from vastmax.validation import plain
+from vastmax.validation import LARGEST_INT, check_ids, plain
 
 Group = dict[str, Any]
 State = dict[str, Tensor]
+
+CAUGHT_UP_ELEMENTS = 1 << 22
+"""Elements of rows that catch up at a time, by a gradient of as many zeros."""
 
 
 class RowOptimizer(Optimizer):
@@ -54,7 +58,9 @@ class RowOptimizer(Optimizer):
         state: State,
         group: Group,
         uniform: Tensor | None,
+        step: int,
     ) -> None:
+        """Make the step of rows that `step` steps came before, and first those that they missed among them."""
         raise NotImplementedError
 
     def __getstate__(self) -> dict[str, Any]:
@@ -100,6 +106,86 @@ class RowOptimizer(Optimizer):
             for group in self.param_groups:
                 self._step_group(group)
         return loss
+
+    def catch_up(self, rows: Tensor | None = None, parameters: Iterable[Tensor] | None = None) -> None:
+        """Make the steps that rows missed since they were last touched: they move by momentum and decay.
+
+        A row is then where it would be had the last step given it a gradient of zero: in `SGD` where
+        `torch.optim.SGD` has it, to rounding, and in `LazyAdamW` where its formula has it. Call it before the
+        weights are evaluated, saved or handed on. Rows that owe nothing stay as they are: those of parameters
+        whose gradients are dense, and all of `RowwiseAdagrad`.
+
+        The learning rate and the other options of the missed steps are those of now: call it before a scheduler
+        changes them, above all to a rate of 0, by which no row would move.
+
+        Args:
+            rows: int64 ids of the rows, of any shape, repeated or not; all rows if omitted.
+            parameters: which parameters; all of the optimizer's if omitted.
+
+        Raises:
+            TypeError: ids that are not an int64 tensor.
+            ValueError: an id that one of the parameters has no row of, or another parameter than the optimizer's;
+                nothing has been changed then.
+
+        Example:
+            >>> from vastmax.optim import SGD
+            >>> embedding = torch.nn.Embedding(1000, 8, sparse=True)
+            >>> optimizer = SGD(embedding.parameters(), lr=1.0, momentum=0.5)
+            >>> before = embedding.weight.detach().clone()
+            >>> for token in (7, 3, 3):
+            ...     optimizer.zero_grad()
+            ...     embedding(torch.tensor([token])).sum().backward()
+            ...     optimizer.step()
+            >>> optimizer.catch_up(torch.tensor([7]))
+            >>> round((before - embedding.weight.detach())[7, 0].item(), 3)  # 1 + 1/2 + 1/4
+            1.75
+        """
+        if parameters is None:
+            chosen = [param for group in self.param_groups for param in group["params"] if self._may_owe(param)]
+        else:
+            chosen = list(parameters)
+        groups = [self.group_of(param) for param in chosen]
+        if rows is not None:
+            check_ids("rows", rows, min((len(param) for param in chosen if param.ndim > 0), default=LARGEST_INT))
+        for param, group in zip(chosen, groups, strict=True):
+            if self.pay(param, group, rows):
+                torch.autograd.graph.increment_version(param)
+
+    @torch.no_grad()
+    def pay(self, param: Tensor, group: Group, rows: Tensor | None) -> bool:
+        """Make the steps that rows missed, all rows if None, unseen by autograd; return whether there were any."""
+        if not self._may_owe(param):
+            return False
+        options = self._options(group)
+        state = self._state_of(param, options, sparse=True)
+        step, last = int(state["step"].item()), state["last_step"]
+        if rows is None:
+            rows = (last < step).nonzero().squeeze(-1)
+        else:
+            rows = rows.to(param.device).unique()
+            rows = rows[last[rows] < step]
+        size = max(1, CAUGHT_UP_ELEMENTS // max(1, math.prod(param.shape[1:])))
+        zeros = param.new_zeros(min(size, len(rows)), *param.shape[1:], dtype=compute_dtype(param))
+        for part in rows.split(size):
+            uniform = self._uniform(param, zeros[: len(part)].shape, options)
+            # The last of the missed steps is one of gradient zero: what a step does after those before it.
+            self._update_rows(param.data, part, zeros[: len(part)], None, state, options, uniform, step - 1)
+        return len(rows) > 0
+
+    def _may_owe(self, param: Tensor) -> bool:
+        """Return whether some rows of a parameter may have made fewer steps than it."""
+        return "last_step" in self.state.get(param, {})
+
+    def group_of(self, param: Tensor) -> Group:
+        """Return a parameter's group, whose options may change at any time, as by a scheduler.
+
+        Raises:
+            ValueError: a parameter that the optimizer has not.
+        """
+        for group in self.param_groups:
+            if any(own is param for own in group["params"]):
+                return group
+        raise ValueError(f"parameter of shape {tuple(param.shape)}: expected one of the optimizer's, got another")
 
     def _options(self, group: Group) -> Group:
         """Return a group's options as they are now, as plain numbers: what a scheduler has set may be a tensor."""
@@ -150,7 +236,9 @@ class RowOptimizer(Optimizer):
         state = self._state_of(param, options, sparse=True)
         uniform = self._uniform(param, (len(rows), *param.shape[1:]), options)
         # Detached, and so of the same memory: kernels of other makers than torch leave the graph and its versions.
-        self._update_rows(param.detach(), rows, table.to(dtype), runs, state, options, uniform)
+        step = int(state["step"].item())
+        self._update_rows(param.detach(), rows, table.to(dtype), runs, state, options, uniform, step)
+        state["step"] += 1
         torch.autograd.graph.increment_version(param)
 
     def _state_of(self, param: Tensor, options: Group, *, sparse: bool) -> State:
@@ -300,9 +388,8 @@ def zeros_per_row(param: Tensor) -> Tensor:
     return param.new_zeros((param.shape[0], *(1,) * (param.ndim - 1)), dtype=compute_dtype(param))
 
 
-def last_step(state: State, param: Tensor) -> Tensor:
+def last_step(state: State, param: Tensor, so_far: int) -> Tensor:
     """Return the state `last_step` (V,); where it is new, every row has made all steps so far."""
     if "last_step" not in state:
-        so_far = int(state["step"].item())
         state["last_step"] = torch.full(param.shape[:1], so_far, dtype=torch.int32, device=param.device)
     return state["last_step"]

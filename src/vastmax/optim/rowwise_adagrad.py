@@ -116,7 +116,7 @@ class RowwiseAdagrad(RowOptimizer):
         state: State,
         group: Group,
         uniform: Tensor | None,
+        step: int,
     ) -> None:
         update = kernels.implementation("adagrad_rows", weight, state["sum"], table)
         update(weight, state["sum"], rows, table, runs, lr=group["lr"], eps=group["eps"], uniform=uniform)
-        state["step"] += 1

@@ -32,7 +32,7 @@ class SGD(RowOptimizer):
     $b \leftarrow \mu^n b$. Then the row makes SGD's step with $g$. A row that is touched is exactly where
     `torch.optim.SGD` has it, given zero gradients in between, with weight decay too. The learning rate and options
     of the missed steps are those of the step that pays for them. A row that is not touched is neither read nor
-    written.
+    written, and stays behind until it is, or until `catch_up`.
 
     Weight decay is coupled, as in `torch.optim.SGD`: $\lambda w$ is part of the gradient and enters the momentum.
 
@@ -131,6 +131,7 @@ class SGD(RowOptimizer):
         state: State,
         group: Group,
         uniform: Tensor | None,
+        step: int,
     ) -> None:
         buffer = _momentum_buffer(state, weight, group)
         lazy = buffer is not None or group["weight_decay"] > 0 or "last_step" in state
@@ -138,18 +139,17 @@ class SGD(RowOptimizer):
         update(
             weight,
             buffer,
-            last_step(state, weight) if lazy else None,
+            last_step(state, weight, step) if lazy else None,
             rows,
             table,
             runs,
-            step=int(state["step"].item()),
+            step=step,
             lr=group["lr"],
             momentum=group["momentum"],
             weight_decay=group["weight_decay"],
             nesterov=group["nesterov"],
             uniform=uniform,
         )
-        state["step"] += 1
 
 
 def _momentum_buffer(state: State, weight: Tensor, group: Group) -> Tensor | None:
