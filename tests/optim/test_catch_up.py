@@ -12,7 +12,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from vastmax import kernels
-from vastmax.optim import SGD, LazyAdamW, RowwiseAdagrad, apply_in_backward, row_optimizer
+from vastmax.heads import SampledSoftmax
+from vastmax.optim import SGD, LazyAdamW, RowwiseAdagrad, apply_in_backward, catch_up_before_reading, row_optimizer
 from vastmax.scoring import chosen_logits
 
 every_optimizer = pytest.mark.parametrize("optimizer_class", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
@@ -340,3 +341,67 @@ def test_parameters_of_another_optimizer_change_nothing():
     with pytest.raises(ValueError, match=r"parameter of shape \(2,\): expected one of the optimizer's"):
         optimizer.catch_up(None, [params[0], nn.Parameter(torch.zeros(2))])
     assert_same(bits(params[0], optimizer), before)
+
+
+class LoopAdamW:
+    """The formula of LazyAdamW in loops: a row that is behind makes the steps it missed, the last as AdamW does."""
+
+    def __init__(self, weight, lr, betas, eps, weight_decay):
+        self.weight, self.m, self.v = weight, torch.zeros_like(weight), torch.zeros_like(weight)
+        self.lr, (self.beta1, self.beta2), self.eps, self.decay = lr, betas, eps, 1 - lr * weight_decay
+        self.last, self.steps = [0] * len(weight), 0
+
+    def pay(self, rows):
+        for r in rows:
+            missed, first = self.steps - self.last[r] - 1, self.last[r] + 1
+            if missed < 0:
+                continue
+            root = (self.v[r] / (1 - self.beta2**first)).sqrt() + self.eps
+            start = self.m[r] / (1 - self.beta1**first) / root
+            self.weight[r] *= self.decay**missed
+            for j in range(1, missed + 1):
+                self.weight[r] -= self.lr * start * (self.beta1 / self.beta2**0.5) ** j
+            self.m[r] *= self.beta1**missed
+            self.v[r] *= self.beta2**missed
+            self.move(r, torch.zeros_like(self.weight[r]), self.steps)
+
+    def move(self, r, grad, t):
+        self.m[r] = self.beta1 * self.m[r] + (1 - self.beta1) * grad
+        self.v[r] = self.beta2 * self.v[r] + (1 - self.beta2) * grad**2
+        root = (self.v[r] / (1 - self.beta2**t)).sqrt() + self.eps
+        self.weight[r] = self.decay * self.weight[r] - self.lr * (self.m[r] / (1 - self.beta1**t)) / root
+        self.last[r] = t
+
+    def step(self, rows, grad):
+        self.steps += 1
+        for r in rows:
+            self.move(r, grad[r], self.steps)
+
+
+@every_backend
+def test_lazy_adamw_in_training_is_its_formula(backend):
+    """Rows pay before a loss reads them, and all of them at the end."""
+    start, g = torch.randn(30, 5, generator=generator(1), dtype=torch.float64), generator(2)
+    head = SampledSoftmax(5, 30, bias=False, num_samples=6, sparse=True, dtype=torch.float64)
+    dense = SampledSoftmax(5, 30, bias=False, num_samples=6, dtype=torch.float64)
+    head.weight.data.copy_(start)
+    optimizer, loops = LazyAdamW(head.parameters(), **OPTIONS), LoopAdamW(start.clone(), **OPTIONS)
+    with kernels.use(backend), catch_up_before_reading(optimizer, *head.parameters()):
+        for number in range(20):
+            hidden = torch.randn(4, 5, generator=g, dtype=torch.float64)
+            target = torch.randint(30, (4,), generator=g)
+            optimizer.zero_grad()
+            loss = head(hidden, target, generator=generator(number))
+            loss.backward()
+            optimizer.step()
+
+            read = {*target.tolist(), *dense.sampler.sample(6, generator=generator(number)).ids.tolist()}
+            loops.pay(read)
+            dense.weight.data.copy_(loops.weight)
+            expected = dense(hidden, target, generator=generator(number))
+            assert_close(loss, expected, rtol=1e-10, atol=1e-11)
+            loops.step(read, torch.autograd.grad(expected, dense.weight)[0])
+        loops.pay(range(30))
+        assert not torch.allclose(head.weight, loops.weight, atol=1e-3), "most rows are behind"
+        optimizer.catch_up()
+    assert_close(head.weight.detach(), loops.weight, rtol=1e-10, atol=1e-11)

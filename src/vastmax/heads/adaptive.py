@@ -122,6 +122,7 @@ class AdaptiveSoftmax(Head):
         elif sparse:
             raise ValueError("sparse: expected tail_samples beside it: an exact tail has a gradient in every row")
         self.tail_samples = tail_samples
+        self.trains_on_every_row = tail_samples is None
         self.sparse = sparse
         self.takes_probabilities = tail_samples is None
 

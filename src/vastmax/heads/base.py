@@ -14,6 +14,7 @@ from vastmax.compilation import uncompiled
 from vastmax.differentiation import check_not_batched
 from vastmax.heads.targets import RowLoss, Rows, TrueClasses, check_several, check_target_weight, shares
 from vastmax.reduction import REDUCTIONS, CountedRows, check_sample_weight, reduce_rows
+from vastmax.scoring.catching_up import catch_up
 from vastmax.scoring.top import TopK
 from vastmax.validation import (
     check_choice,
@@ -60,6 +61,8 @@ class Head(nn.Module, ABC):
     class_weight: Tensor | None
     takes_probabilities = True
     """Whether a target may be the probabilities of all classes."""
+    trains_on_every_row = True
+    """Whether the training loss reads all rows of the tables; if not, it calls `catch_up` for those it reads."""
 
     def __init__(
         self,
@@ -110,6 +113,7 @@ class Head(nn.Module, ABC):
     def nll(self, hidden: Tensor, target: Tensor, *, target_weight: Tensor | None = None) -> Tensor:
         """Return -log p(target) exactly, per row (...), in nats; 0 in rows whose target is `ignore_index`."""
         self.check(hidden, target, target_weight=target_weight)
+        self._catch_up()
         true = self._true_classes(
             lambda rows: self._row_nll(rows.hidden, rows.target), hidden, target, target_weight
         )
@@ -213,7 +217,11 @@ class Head(nn.Module, ABC):
         sample_weight: Tensor | None = None,
         target_weight: Tensor | None = None,
     ) -> None:
-        """Raise TypeError or ValueError, naming the argument, unless the arguments fit this head."""
+        """Raise TypeError or ValueError, naming the argument, unless the arguments fit this head.
+
+        All that reads the head calls it first. So rows that owe their optimizer steps make them here, where that
+        was asked for (`optim.catch_up_before_reading`), and where all rows are about to be read.
+        """
         for name, table, *sizes in self._tables():
             if table is not None and table.shape != tuple(sizes):
                 raise ValueError(
@@ -238,6 +246,11 @@ class Head(nn.Module, ABC):
         if sample_weight is not None:
             check_sample_weight(sample_weight, rows)
         check_finite("hidden", hidden, counted)
+        if target is None or self.trains_on_every_row:
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        catch_up(table for _, table, *_ in self._tables())
 
     def _tables(self) -> Iterator[Table]:
         """The parameters that a tied one may stand in for, each with its name and the shape that it has to have."""

@@ -16,11 +16,12 @@ from vastmax.differentiation import constant, outside_transforms
 from vastmax.functional import nce_loss, sampled_softmax_loss
 from vastmax.heads.base import Head, Table
 from vastmax.heads.clusters import Clusters
-from vastmax.heads.grouped_cross_entropy import grouped_cross_entropy
+from vastmax.heads.grouped_cross_entropy import classes_beside, grouped_cross_entropy
 from vastmax.heads.running_topk import RunningTopK, topk_in_blocks
 from vastmax.heads.targets import unmasked
 from vastmax.recomputation import remembered
 from vastmax.scoring import chosen_logits, linear_cross_entropy, linear_logits, linear_topk
+from vastmax.scoring.catching_up import catch_up
 from vastmax.scoring.top import TopK
 from vastmax.validation import check_choice, check_finite, check_per_class, check_positive_int
 
@@ -83,6 +84,7 @@ class ClassFactoredSoftmax(Head):
 
     bias: nn.Parameter | None
     group_bias: nn.Parameter | None
+    trains_on_every_row = False
 
     def __init__(
         self,
@@ -190,12 +192,15 @@ class ClassFactoredSoftmax(Head):
         return linear_cross_entropy(hidden, self.group_weight, group, linear_bias=self.group_bias, reduction="none")
 
     def _exact_within(self, hidden: Tensor, target: Tensor) -> Tensor:
+        catch_up((self.weight, self.bias), lambda: classes_beside(constant("target", target), self.clusters))
         return grouped_cross_entropy(hidden, self.weight, self.bias, target, self.clusters, sparse=self.sparse)
 
     @remembered
     def _sampled_within(self, hidden: Tensor, target: Tensor, generator: torch.Generator | None) -> Tensor:
         with outside_transforms():
             candidates = self.clusters.sample(constant("target", target), self.num_samples, generator)
+        read = (constant("target", target), candidates.ids.reshape(-1))
+        catch_up((self.weight, self.bias), lambda: torch.cat(read))
         target_logit, sampled_logit = chosen_logits(
             hidden,
             self.weight,

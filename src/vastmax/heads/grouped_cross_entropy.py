@@ -89,7 +89,7 @@ class _GroupedCrossEntropy(Fused):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         (hidden, weight, bias, target, clusters, sparse), (found,) = kept(ctx)
         wanted = ctx.needs_input_grad[:3]
-        classes = _classes(target, clusters) if sparse else None
+        classes = classes_beside(target, clusters) if sparse else None
         grad_hidden = torch.zeros_like(hidden) if wanted[0] else None
         grad_weight = _ClassGradient(weight, classes) if wanted[1] else None
         grad_bias = _ClassGradient(bias, classes) if wanted[2] else None
@@ -162,8 +162,8 @@ class _ClassGradient:
         )
 
 
-def _classes(target: Tensor, clusters: Clusters) -> Tensor:
-    """The ids, rising, of the classes of all groups that have targets."""
+def classes_beside(target: Tensor, clusters: Clusters) -> Tensor:
+    """Return the ids, rising, of the classes of all groups that have targets."""
     present = clusters.group[target].unique().tolist()
     return torch.cat([target.new_empty(0), *(clusters.member_ids(group) for group in present)]).sort().values
 

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vastmax.differentiation import constant
 from vastmax.heads.base import Head, Table
 from vastmax.heads.running_topk import with_the_impossible
 from vastmax.scoring import chosen_logits, linear_logits
+from vastmax.scoring.catching_up import catch_up
 from vastmax.scoring.chosen_losses import logistic_rows
 from vastmax.scoring.top import TopK, best_of, topk_by_id
 from vastmax.trees import Tree
@@ -68,6 +70,7 @@ class HierarchicalSoftmax(Head):
     """
 
     bias: nn.Parameter | None
+    trains_on_every_row = False
 
     def __init__(
         self,
@@ -145,6 +148,7 @@ class HierarchicalSoftmax(Head):
 
     def _row_nll(self, hidden: Tensor, target: Tensor) -> Tensor:
         nodes, turns, padding = self._tree_on(hidden.device).paths(target)
+        catch_up((self.weight, self.bias), lambda: constant("target", nodes))
         share = (~padding).to(self._arithmetic(hidden))
         offset = torch.zeros_like(share)
         return logistic_rows(hidden, self.weight, self.bias, nodes, ~turns, offset, share, sparse=self.sparse)

@@ -168,6 +168,9 @@ class NCE(SampledHead):
     def _check_several(self, sampler: Sampler, target: Tensor) -> None:
         super()._check_several(sampler if self.proposal is None else self.proposal, target)
 
+    def _samplers(self) -> list[Sampler]:
+        return super()._samplers() + ([] if self.proposal is None else [self.proposal])
+
     def _drawn_from(self, noise: Sampler, batch: Batch) -> Sampler:
         return noise if self.proposal is None else self.proposal.given(batch, shared=self.shared)
 

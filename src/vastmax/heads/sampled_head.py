@@ -19,6 +19,7 @@ from vastmax.recomputation import remembered
 from vastmax.samplers import Batch, Candidates, Sampler, Uniform
 from vastmax.samplers.exclusion import without
 from vastmax.scoring import chosen_logits
+from vastmax.scoring.catching_up import catch_up
 from vastmax.validation import check_ids, check_positive_int
 
 
@@ -70,6 +71,7 @@ class SampledHead(FlatHead):
     """
 
     takes_probabilities = False
+    trains_on_every_row = False
 
     def __init__(
         self,
@@ -181,6 +183,9 @@ class SampledHead(FlatHead):
     ) -> Tensor:
         hidden, target, counted = rows
         size = [self.num_samples] if self.shared else [target.shape[0], self.num_samples]
+        tables = (self.weight, self.bias)
+        if any(sampler.reads_class_rows() for sampler in self._samplers()):
+            catch_up(tables)
         batch = Batch(
             constant("hidden", self.divide(hidden)),
             constant("target", target),
@@ -197,6 +202,7 @@ class SampledHead(FlatHead):
             candidates = self._drawn_from(noise, batch).sample(size, generator=generator)
             if exclude is not None:
                 candidates = without(candidates, constant("exclude", counted.of(exclude)), batch.target)
+        catch_up(tables, lambda: torch.cat([batch.target, candidates.ids.reshape(-1)]))
         if self.log_temperature is None and self.link is None:
             loss = self.loss_in_one_pass(hidden, target, target_log_count, candidates)
             if loss is not None:
@@ -227,6 +233,10 @@ class SampledHead(FlatHead):
         )
         num_true = target.shape[-1] if target.ndim == hidden.ndim else 1
         return exclude.unsqueeze(-2).expand(*rows, num_true, -1)
+
+    def _samplers(self) -> list[Sampler]:
+        """The noise distribution, and what else candidates are drawn from."""
+        return [self.sampler]
 
     def _drawn_from(self, noise: Sampler, batch: Batch) -> Sampler:
         """Return what draws the candidates of a batch whose noise distribution is `noise`."""

@@ -13,6 +13,7 @@ from vastmax.heads.narrow_cross_entropy import is_narrow, narrow_cross_entropy
 from vastmax.reduction import CountedRows, reduce_rows
 from vastmax.samplers import Sampler
 from vastmax.scoring import chosen_logits, linear_cross_entropy
+from vastmax.scoring.catching_up import catch_up
 
 
 class SoftmaxPart(NamedTuple):
@@ -52,7 +53,9 @@ class SoftmaxPart(NamedTuple):
         """The cross-entropy of each row (M,) among its label and k candidates that all rows share."""
         with outside_transforms():
             candidates = sampler.sample(k, generator=generator)
-            label_log_count = sampler.log_expected_count(constant("target", self.label), k)
+            label = constant("target", self.label)
+            label_log_count = sampler.log_expected_count(label, k)
+        catch_up((self.weight, self.bias), lambda: torch.cat([label, candidates.ids]))
         target_logit, sampled_logit = chosen_logits(
             self.hidden,
             self.weight,

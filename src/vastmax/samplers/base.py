@@ -118,6 +118,13 @@ class Sampler(nn.Module, ABC):
         """
         return self
 
+    def reads_class_rows(self) -> bool:
+        """Return whether the candidates of the next batch depend on class rows, which may be any.
+
+        Then all have to be up to date, see `optim.catch_up_before_reading`.
+        """
+        return False
+
     @property
     def support_size(self) -> int:
         """The number of classes with positive q."""

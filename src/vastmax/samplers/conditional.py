@@ -92,14 +92,18 @@ class ModelFollowingSampler(ConditionalSampler):
 
     def _bring_up_to_date(self, batch: Batch, *, shared: bool) -> None:
         with unrecorded(batch.hidden.device):
-            if self._age is None or (self.training and self._age >= self.refresh):
+            if self.reads_class_rows():
                 self._versions.before_change(lambda: {name: (None, was) for name, was in self._tables().items()})
                 self._build(self._rows(batch, shared=shared), batch.linear_weight, batch.linear_bias)
                 self._age = 0
             elif self.training:
                 self._update(batch.linear_weight, batch.linear_bias)
             if self.training:
-                self._age += 1
+                self._age = (self._age or 0) + 1
+
+    def reads_class_rows(self) -> bool:
+        """Return whether the next batch makes the tables; where it updates them, by rows that have just changed."""
+        return self._age is None or (self.training and self._age >= self.refresh)
 
     def _rows(self, batch: Batch, *, shared: bool) -> Tensor:
         """Hidden in the dtype of the arithmetic; a set for no rows is drawn for a row of zeros."""

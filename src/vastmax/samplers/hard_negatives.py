@@ -77,6 +77,10 @@ class HardNegatives(ConditionalSampler):
         """The size of the pool."""
         return self.pool
 
+    def reads_class_rows(self) -> bool:
+        """Return True: they are scored."""
+        return True
+
     def given(self, batch: Batch, *, shared: bool) -> Sampler:
         """Return the candidates of one batch."""
         self._check_batch(batch)

@@ -65,6 +65,10 @@ class Mixture(Sampler):
         """The number of classes with positive q."""
         return self._support_size
 
+    def reads_class_rows(self) -> bool:
+        """Return whether a part does."""
+        return any(part.reads_class_rows() for part in self._parts())
+
     def given(self, batch: Batch, *, shared: bool) -> Sampler:
         """Return the mixture of the parts given the batch."""
         if not self.conditional:

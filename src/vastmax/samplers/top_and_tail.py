@@ -72,6 +72,10 @@ class TopAndTail(ConditionalSampler):
         """Return which classes the sampler never draws."""
         return self.sampler.never_drawn()
 
+    def reads_class_rows(self) -> bool:
+        """Return True: they are scored."""
+        return True
+
     def given(self, batch: Batch, *, shared: bool) -> Sampler:
         """Return the candidates of one batch."""
         self._check_batch(batch)
