@@ -492,6 +492,24 @@ def test_the_learning_rate_falls_to_zero(monkeypatch):
     assert rates == pytest.approx([config.lr * (1 - i / 6) for i in range(6)])
 
 
+def test_rows_pay_before_the_rate_falls_and_none_owes_at_the_end(tmp_path, monkeypatch):
+    """The words that an epoch's last batch has not, at a rate that is not yet 0."""
+    paid, catch_up = [], LazyAdamW.catch_up
+
+    def noted(optimizer):
+        (state,) = [state for state in optimizer.state.values() if "last_step" in state]
+        paid.append((optimizer.param_groups[0]["lr"], int((state["last_step"] < state["step"]).sum())))
+        catch_up(optimizer)
+        assert (state["last_step"] == state["step"]).all()
+
+    monkeypatch.setattr(LazyAdamW, "catch_up", noted)
+    config = ClassifyConfig(**{**FAST, "epochs": 2, "batch_size": 20})
+    data = labelled_text(write_tsv(tmp_path / "data.tsv", lines(20)))
+    train("exact", config, pose(data, config, 0))
+    assert len(paid) == 2
+    assert all(rate > 0 and owing > 0 for rate, owing in paid)
+
+
 def test_the_example_is_the_row_torn_between_two_classes(compared):
     folder, results, _, config = compared
     example = results["example"]

@@ -119,6 +119,70 @@ def test_a_stopped_run_resumes_number_for_number(text, head, stop, tmp_path, mon
     ]
 
 
+def debts(optimizer):
+    """How many rows have made fewer steps than their parameter."""
+    states = [state for state in optimizer.state.values() if "last_step" in state]
+    return sum(int((state["last_step"] < state["step"]).sum()) for state in states)
+
+
+@pytest.mark.parametrize("head", ["sampled", "hierarchical"])
+def test_whatever_is_scored_or_saved_at_the_end_owes_no_step(text, head, tmp_path, monkeypatch):
+    optimizers, scored, trained = [], [], []
+    configure, step, update = LanguageModel.configure_optimizers, LanguageModel.training_step, ExactScores.update
+
+    def configured(self):
+        optimizers.append(configure(self))
+        return optimizers[-1]
+
+    def stepped(self, *arguments):
+        trained.append(debts(optimizers[0]))
+        return step(self, *arguments)
+
+    def updated(self, batch):
+        scored.append(debts(optimizers[0]))
+        update(self, batch)
+
+    monkeypatch.setattr(LanguageModel, "configure_optimizers", configured)
+    monkeypatch.setattr(LanguageModel, "training_step", stepped)
+    monkeypatch.setattr(ExactScores, "update", updated)
+    config = small(text)
+    train(config, head, tmp_path / "run", read_streams(config))
+    assert max(trained) > 0
+    assert len(scored) > config.points
+    assert not any(scored)
+    saved = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["optimizer_states"][0]["state"]
+    owing = [state for state in saved.values() if "last_step" in state]
+    assert owing
+    assert all((state["last_step"] == state["step"]).all() for state in owing)
+
+
+def test_a_run_that_was_stopped_is_loaded_with_its_debts_paid(text, tmp_path, monkeypatch):
+    """Its checkpoint holds the rows as they are, for the run to go on as if it had not been stopped."""
+    live = []
+    real = LanguageModel.training_step
+
+    def interrupted(self, batch, batch_idx=0):
+        if self.global_step == 20:
+            live.append((self, self.trainer.optimizers[0]))
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self, batch, batch_idx)
+
+    monkeypatch.setattr(LanguageModel, "training_step", interrupted)
+    config = small(text)
+    with pytest.raises(Interrupted):
+        train(config, "sampled", tmp_path / "run", read_streams(config))
+    ((model, optimizer),) = live
+    saved = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["state_dict"]
+    for name, weight in model.named_parameters():
+        assert torch.equal(saved[name], weight), name
+    assert debts(optimizer) > 0
+    optimizer.catch_up()
+    loaded = load_run(tmp_path / "run")[2]
+    for name, weight in model.named_parameters():
+        assert torch.equal(loaded.get_parameter(name), weight), name
+    assert not torch.equal(loaded.head.weight, saved["head.weight"])
+
+
 @contextmanager
 def training_process(text, folder, *more):
     """A `vastmax train lm` that has written its first checkpoint and is far from done."""

@@ -62,6 +62,8 @@ def fit(model: Classifier, config: ClassifyConfig, problem: Problem, title: str)
     step = 0
     for _ in shown(range(config.epochs), title):
         for rows in torch.randperm(len(part.label), generator=draw).split(config.batch_size):
+            if step > 0:
+                schedule.step()
             step += 1
             torch.manual_seed(problem.seed + step * 1_000_003)  # dropout is the same whatever a head draws after it
             optimizer.zero_grad()
@@ -72,7 +74,7 @@ def fit(model: Classifier, config: ClassifyConfig, problem: Problem, title: str)
                 )
             loss.backward()
             optimizer.step()
-            schedule.step()
+        optimizer.catch_up()  # before the rate falls further, and at last to 0, by which no row would move
 
 
 @torch.no_grad()

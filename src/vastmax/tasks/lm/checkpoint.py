@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
+from vastmax.optim.row_optimizer import RowOptimizer
+from vastmax.validation import shown
+
 CONTENT = ("state_dict", "optimizer_states", "loops", "callbacks", "recurrent_state")
 
 
@@ -72,3 +75,22 @@ def load_weights(model: torch.nn.Module, checkpoint: dict[str, Any], path: Path)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path}: expected the weights of this run, got others: {reason}") from error
+
+
+def pay_debts(optimizer: RowOptimizer, checkpoint: dict[str, Any], path: Path) -> None:
+    """Have the rows of a model, which has the checkpoint's weights, make the steps that they missed until it.
+
+    A checkpoint within a run holds the rows as they are, or the run would not be the same without it.
+
+    Raises:
+        ValueError: the state of another optimizer.
+    """
+    states = checkpoint["optimizer_states"]
+    if not isinstance(states, list) or len(states) != 1:
+        raise ValueError(f"{path}: expected the state of one optimizer, got {shown(states)}")
+    try:
+        optimizer.load_state_dict(states[0])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: expected the state of this run's optimizer, got another: {reason}") from error
+    optimizer.catch_up()

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from vastmax import optim
 from vastmax.data.batches import IGNORE_INDEX
 from vastmax.metrics import PartitionSpread, Perplexity
+from vastmax.optim.row_optimizer import RowOptimizer
 from vastmax.tasks.lm.bodies import State, build_body
 from vastmax.tasks.lm.config import LMConfig
 from vastmax.tasks.lm.heads import build_head, falling
@@ -62,7 +63,7 @@ class LanguageModel(LightningModule):
         loss: Tensor = self.head(hidden, self.class_of_token[target])
         return loss
 
-    def configure_optimizers(self) -> Optimizer:
+    def configure_optimizers(self) -> RowOptimizer:
         """One optimizer for dense and sparse gradients alike."""
         if self.config.optimizer == "adagrad":
             return optim.RowwiseAdagrad(self.parameters(), lr=self.config.lr)
@@ -89,8 +90,15 @@ class LanguageModel(LightningModule):
         state = checkpoint["recurrent_state"]
         self.state = None if state is None else tuple(part.to(self.device) for part in state)
 
+    def catch_up(self) -> None:
+        """Have all rows make the optimizer steps that they missed, to be scored or saved for good."""
+        for optimizer in self.trainer.optimizers:
+            assert isinstance(optimizer, RowOptimizer)
+            optimizer.catch_up()
+
     def on_validation_start(self) -> None:
         """Begin an exact evaluation."""
+        self.catch_up()
         self.scores = ExactScores(self)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:

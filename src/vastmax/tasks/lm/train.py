@@ -19,7 +19,7 @@ from rich.progress import track
 from torch import Tensor
 
 from vastmax.data import TokenBatches, Vocabulary
-from vastmax.tasks.lm.checkpoint import WholeCheckpoints, load_weights, read_checkpoint
+from vastmax.tasks.lm.checkpoint import WholeCheckpoints, load_weights, pay_debts, read_checkpoint
 from vastmax.tasks.lm.config import LMConfig
 from vastmax.tasks.lm.corpus import TokenStreams, read_streams
 from vastmax.tasks.lm.heads import HIERARCHICAL, build_tree, check_head
@@ -86,6 +86,7 @@ def train(
             raise Interrupted(
                 f"stopped at step {record.steps}; the same command with --resume will {saved}"
             ) from stop
+        model.catch_up()
         if not record.curve or record.curve[-1]["step"] < record.steps:  # a curve ends where its run does
             record.add_point(score(model, points, "curve")["perplexity"])
         trainer.save_checkpoint(run.checkpoint)
@@ -149,7 +150,7 @@ def build_trainer(config: LMConfig, run: RunFolder, record: Record) -> Trainer:
 
 
 def load_run(folder: Path) -> tuple[LMConfig, Vocabulary, LanguageModel]:
-    """Load a trained model from its run's folder.
+    """Load a trained model from its run's folder, of a run that was stopped as it stood, with all rows caught up.
 
     Raises:
         FileNotFoundError: a folder without a run, or a run without a checkpoint.
@@ -165,6 +166,7 @@ def load_run(folder: Path) -> tuple[LMConfig, Vocabulary, LanguageModel]:
     tree = None if children is None else Tree(children)
     model = LanguageModel(config, more.get("head", ""), vocabulary.counts, tree)
     load_weights(model, checkpoint, run.checkpoint)
+    pay_debts(model.configure_optimizers(), checkpoint, run.checkpoint)
     return config, vocabulary, model
 
 
