@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable
 
 import torch
@@ -32,15 +33,19 @@ def register(parameter: Tensor, payment: Payment) -> None:
             f"parameter of shape {tuple(parameter.shape)}: expected one whose rows do not catch up yet before they "
             "are read, got one whose do"
         )
-    global _in_use
+    weakref.finalize(parameter, _look).atexit = False  # before its entry, and so after that is gone
     _payments[parameter] = payment
-    _in_use = True
+    _look()
 
 
 def remove(parameter: Tensor) -> None:
     """Let the parameter's rows be read as they are."""
-    global _in_use
     _payments.pop(parameter, None)
+    _look()
+
+
+def _look() -> None:
+    global _in_use
     _in_use = len(_payments) > 0
 
 
