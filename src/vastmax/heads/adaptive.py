@@ -55,7 +55,8 @@ class AdaptiveSoftmax(Head):
         tail_samples: train larger tails than this by a softmax over the target and as many candidates, independent
             draws in proportion to `counts`, or uniform, shared by the rows of the tail: its optimum is that of the
             exact softmax. Exact if omitted; `nll`, `log_prob` and `topk` are exact in any case.
-        sparse: give the class rows of the tails with candidates sparse gradients.
+        sparse: give the class rows of the tails with candidates sparse gradients. Clip these by
+            `vastmax.optim.clip_grad_norm_`: that of torch fails on them.
         class_weight: (V,) weight of each class in the training loss; 1 if None. The mean divides by the weights.
         ignore_index: rows with this target take no part in the loss.
         reduction: `"mean"`, `"sum"` or `"none"`.

@@ -54,7 +54,7 @@ class ClassFactoredSoftmax(Head):
         num_samples: k, candidates of each row.
         counts: (V,) counts greater than 0 that $q(c \mid g)$ is proportional to; uniform in each group if omitted.
         sparse: give the weight and bias of the classes sparse gradients: rows of the groups that have targets, or
-            of targets and candidates.
+            of targets and candidates. Clip these by `vastmax.optim.clip_grad_norm_`: that of torch fails on them.
         class_weight: (V,) weight of each class in the training loss; 1 if None. The mean divides by the weights.
         ignore_index: rows with this target take no part in the loss.
         reduction: `"mean"`, `"sum"` or `"none"`.

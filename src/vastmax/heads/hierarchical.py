@@ -47,7 +47,7 @@ class HierarchicalSoftmax(Head):
         bias: whether each node has a bias.
         sparse: give the parameters sparse gradients, as `nn.Embedding(sparse=True)` does, for the optimizers of
             `vastmax.optim`; a step then makes nothing of the size of V. Targets that are probabilities reach every
-            node: theirs are dense.
+            node: theirs are dense. Clip sparse ones by `vastmax.optim.clip_grad_norm_`: torch's fails on them.
         class_weight: (V,) weight of each class in the training loss; 1 if None. The mean divides by the weights.
         ignore_index: rows with this target take no part in the loss.
         reduction: `"mean"`, `"sum"` or `"none"`.

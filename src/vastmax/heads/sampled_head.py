@@ -65,7 +65,8 @@ class SampledHead(FlatHead):
             wasteful where their frequencies differ: give `samplers.Unigram(counts)` if counts are known.
         num_samples: k, candidates drawn for a step or, with `shared=False`, for each row.
         shared: draw one set of candidates for all rows of a batch; scoring it is one matrix product.
-        sparse: give weight and bias sparse gradients, as `nn.Embedding(sparse=True)` does.
+        sparse: give weight and bias sparse gradients, as `nn.Embedding(sparse=True)` does. Clip these by
+            `vastmax.optim.clip_grad_norm_`: that of torch fails on them.
         **options: those of `FlatHead`: bias, temperature, softcap, class_weight, ignore_index, reduction, device,
             dtype.
     """
