@@ -1,6 +1,7 @@
 """Clipping of gradients, dense and sparse together: by their norm, and by value."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,9 +16,10 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float, norm
 
     $$g \leftarrow g \cdot \min\Big(1, \frac{\text{max\_norm}}{\lVert g \rVert_p + 10^{-6}}\Big),$$
 
-    where the norm is that of all gradients, dense and sparse, as one vector. Sparse gradients are coalesced
-    first: the norm of a row is that of the sum of its entries. A norm that is not finite is not an error, as
-    in `torch.nn.utils.clip_grad_norm_`, which this equals on dense gradients and which fails on sparse ones.
+    where the norm is that of all gradients, dense and sparse, as one vector, with all parts of those that
+    `fully_shard` shares out. Sparse gradients are coalesced first: the norm of a row is that of the sum of its
+    entries. A norm that is not finite is not an error, as in `torch.nn.utils.clip_grad_norm_`, which this equals on
+    dense gradients and which fails on sparse ones.
 
     Args:
         parameters: the parameters whose `.grad` is clipped; those without one are skipped.
@@ -43,9 +45,7 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float, norm
         raise ValueError(f"norm_type: expected a number greater than 0, or infinity, got {shown(norm_type)}")
     dense, entries = _with_gradients(parameters)
     grads = [grad for param in dense if (grad := param.grad) is not None] + entries
-    total_norm = utils.get_total_norm(
-        [grad for grad in grads if grad.numel() > 0], p
-    )  # the largest of none is no number
+    total_norm = _joint_norm([grad for grad in grads if grad.numel() > 0], p)  # the largest of none is no number
     utils.clip_grads_with_norm_(dense, max_norm, total_norm)
     scale = (max_norm / (total_norm + 1e-6)).clamp(max=1.0)
     for values in entries:
@@ -83,6 +83,16 @@ def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -
         utils.clip_grad_value_(dense, clip_value)
     for values in entries:
         values.clamp_(-clip_value, clip_value)
+
+
+def _joint_norm(grads: list[Tensor], p: float) -> Tensor:
+    """Return the norm of gradients, of which several processes may share some (DTensors)."""
+    shared = [grad for grad in grads if hasattr(grad, "full_tensor")]
+    own = [grad for grad in grads if not hasattr(grad, "full_tensor")]
+    if not shared or not own:
+        return utils.get_total_norm(grads, p)
+    of_shared: Any = utils.get_total_norm(shared, p)  # which sums up all parts
+    return utils.get_total_norm([of_shared.full_tensor(), utils.get_total_norm(own, p)], p)
 
 
 def _check_bound(name: str, bound: float) -> float:

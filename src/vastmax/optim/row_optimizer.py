@@ -205,7 +205,8 @@ class RowOptimizer(Optimizer):
             if self._by_row(param, state):
                 self._step_rows(param, options, torch.arange(len(param), device=param.device), grad)
                 continue
-            fused = in_one_pass(param, grad, *state.values())
+            grad = _placed_as(param, grad)
+            fused = in_one_pass(*map(own_part, (param, grad, *state.values())))
             if param.dtype == compute_dtype(param):
                 together[fused].append((param, grad))
             else:  # alone, so that only one float32 copy of a parameter is held at a time
@@ -215,13 +216,18 @@ class RowOptimizer(Optimizer):
                 self._step_dense(pairs, options, fused=fused)
 
     def _step_dense(self, pairs: list[tuple[Tensor, Tensor]], options: Group, *, fused: bool) -> None:
-        weights = [param.to(compute_dtype(param)) for param, _ in pairs]
-        grads = [grad.to(compute_dtype(param)) for param, grad in pairs]
-        self._update_dense(weights, grads, [self.state[param] for param, _ in pairs], options, fused=fused)
-        for (param, _), weight in zip(pairs, weights, strict=True):
-            if weight is not param:
+        # Elementwise, and so of each process's own part where several share a parameter.
+        parts = [own_part(param) for param, _ in pairs]
+        weights = [part.to(compute_dtype(part)) for part in parts]
+        grads = [own_part(grad).to(weight.dtype) for (_, grad), weight in zip(pairs, weights, strict=True)]
+        states = [{name: own_part(value) for name, value in self.state[param].items()} for param, _ in pairs]
+        self._update_dense(weights, grads, states, options, fused=fused)
+        for (param, _), part, weight in zip(pairs, parts, weights, strict=True):
+            if weight is not part:
                 uniform = self._uniform(param, weight.shape, options)
-                param.copy_(weight if uniform is None else stochastic_round(weight, param.dtype, uniform))
+                part.copy_(weight if uniform is None else stochastic_round(weight, part.dtype, uniform))
+            if part is not param:
+                torch.autograd.graph.increment_version(param)
 
     def step_rows(self, param: Tensor, group: Group, rows: Tensor, table: Tensor, runs: Runs | None = None) -> None:
         """Update distinct rows of a parameter by their gradients, `table` or sums of it as kernels take them."""
@@ -312,6 +318,21 @@ def _summed_rows(grad: Tensor) -> tuple[Tensor, Tensor]:
 def compute_dtype(param: Tensor) -> torch.dtype:
     """Return the dtype of a parameter's state and arithmetic: its own, or float32 for half precision."""
     return torch.promote_types(param.dtype, torch.float32)
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """Return what this process has of a tensor that several share (a DTensor), where it is; any other as it is."""
+    to_local: Callable[[], Tensor] | None = getattr(tensor, "to_local", None)
+    return tensor if to_local is None else to_local()
+
+
+def _placed_as(param: Tensor, grad: Tensor) -> Tensor:
+    """Return the gradient of a parameter that several processes share as they share that."""
+    placed: Any = grad
+    if getattr(param, "placements", None) == getattr(grad, "placements", None):
+        return grad
+    redistributed: Tensor = placed.redistribute(param.device_mesh, param.placements)  # type: ignore[attr-defined]
+    return redistributed
 
 
 def in_one_pass(*tensors: Tensor) -> bool:

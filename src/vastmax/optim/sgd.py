@@ -100,17 +100,22 @@ class SGD(RowOptimizer):
     def _new_state(self, param: Tensor, group: Group, *, sparse: bool) -> State:
         return {"step": step_counter()}
 
+    def _state_of(self, param: Tensor, options: Group, *, sparse: bool) -> State:
+        state = super()._state_of(param, options, sparse=sparse)
+        if options["momentum"] > 0 and "momentum_buffer" not in state:  # which may be switched on at any time
+            state["momentum_buffer"] = torch.zeros_like(param, dtype=compute_dtype(param))
+        return state
+
     def _by_row(self, param: Tensor, state: State) -> bool:
         return "last_step" in state
 
     def _update_dense(
         self, weights: list[Tensor], grads: list[Tensor], states: list[State], group: Group, *, fused: bool
     ) -> None:
-        buffers = [_momentum_buffer(state, weight, group) for state, weight in zip(states, weights, strict=True)]
         sgd(
             weights,
             grads,
-            buffers if group["momentum"] else [None] * len(buffers),
+            [state.get("momentum_buffer") if group["momentum"] else None for state in states],
             fused=fused or None,  # None leaves the choice of kernel to torch
             weight_decay=group["weight_decay"],
             momentum=group["momentum"],
@@ -133,7 +138,7 @@ class SGD(RowOptimizer):
         uniform: Tensor | None,
         step: int,
     ) -> None:
-        buffer = _momentum_buffer(state, weight, group)
+        buffer = state.get("momentum_buffer")
         lazy = buffer is not None or group["weight_decay"] > 0 or "last_step" in state
         update = kernels.implementation("sgd_rows", weight, buffer, table)
         update(
@@ -150,10 +155,3 @@ class SGD(RowOptimizer):
             nesterov=group["nesterov"],
             uniform=uniform,
         )
-
-
-def _momentum_buffer(state: State, weight: Tensor, group: Group) -> Tensor | None:
-    """Return the state `momentum_buffer`, made where momentum needs it; None without."""
-    if group["momentum"] > 0 and "momentum_buffer" not in state:
-        state["momentum_buffer"] = torch.zeros_like(weight, dtype=compute_dtype(weight))
-    return state.get("momentum_buffer")
