@@ -1,13 +1,15 @@
-"""Products of factors rounded to bfloat16."""
+"""Products of factors rounded to bfloat16, and exact ones by the faster of two ways."""
 
 import threading
+from contextlib import nullcontext
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vastmax.functional import linear_cross_entropy
 from vastmax.scoring import products as products_module
-from vastmax.scoring.products import products, rounds_products
+from vastmax.scoring.products import BETWEEN, LARGE, products, rounds_products
 
 CPU = torch.device("cpu")
 
@@ -18,7 +20,23 @@ has_products = pytest.mark.skipif(
 
 
 def precision():
-    return torch.backends.mkldnn.matmul.fp32_precision
+    switch = products_module._of_mkldnn
+    return torch.get_float32_matmul_precision() if switch is None else switch.fp32_precision
+
+
+@pytest.fixture
+def tried(monkeypatch):
+    """Say what this process is to find out, in place of trying."""
+
+    def found(made_of_between, speedup=1.0):
+        monkeypatch.setattr(products_module, "_tried", lambda: made_of_between)
+        monkeypatch.setattr(products_module, "_speedup", lambda: speedup)
+
+    products_module._is_faster.cache_clear()
+    products_module._say_that_nothing_is_rounded.cache_clear()
+    yield found
+    products_module._is_faster.cache_clear()
+    products_module._say_that_nothing_is_rounded.cache_clear()
 
 
 @has_products
@@ -31,7 +49,89 @@ def test_factors_are_rounded_and_sums_are_not():
     assert not torch.equal(rounded, a @ b)
 
 
-def test_the_switch_is_set_back_by_the_last_to_leave():
+def test_large_products_are_exact_by_the_way_that_is_taken():
+    hidden, class_rows = torch.randn(256, 128), torch.randn(4096, 128)
+    slope = torch.randn(256, 4096)
+
+    with products(None, CPU, LARGE):
+        for a, b in [(hidden, class_rows.t()), (slope, class_rows), (slope.t(), hidden)]:
+            expected = a.double() @ b.double()
+            error = torch.zeros(expected.shape).addmm_(a, b) - expected
+            assert error.norm() < 1e-6 * expected.norm()  # TF32 and bfloat16 would make it 3e-4 and more
+
+
+@pytest.mark.parametrize(
+    ("made_of_between", "speedup", "count", "deterministic", "taken"),
+    [
+        (BETWEEN, 1.5, LARGE, False, True),
+        (BETWEEN, 1.0, LARGE, False, False),
+        (BETWEEN, 1.5, LARGE - 1, False, False),
+        (BETWEEN, 1.5, LARGE, True, False),
+        (1.0, 1.5, LARGE, False, False),
+        (None, 1.5, LARGE, False, False),
+    ],
+)
+def test_the_other_way_is_taken_where_it_is_exact_and_faster(
+    tried, made_of_between, speedup, count, deterministic, taken
+):
+    tried(made_of_between, speedup)
+    before = precision()
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        with products(None, CPU, count):
+            assert (precision() != before) == (taken and products_module._of_mkldnn is not None)
+        assert precision() == before
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_the_ways_are_timed_once_whoever_asks(tried, monkeypatch):
+    tried(BETWEEN)
+    timed = []
+    monkeypatch.setattr(products_module, "_of_mkldnn", products_module._of_mkldnn or torch.backends.mkldnn)
+    monkeypatch.setattr(products_module, "_speedup", lambda: timed.append(1) or 1.0)
+    together = threading.Barrier(4)
+
+    def ask():
+        together.wait()
+        with products(None, CPU, LARGE):
+            pass
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(timed) == 1
+
+
+@pytest.mark.parametrize("made_of_between", [BETWEEN, None])
+@pytest.mark.parametrize("speedup", [1.0, 1.5])
+def test_what_is_not_rounded_is_computed_the_faster_way(tried, made_of_between, speedup):
+    tried(made_of_between, speedup)
+    with products(None, CPU, LARGE):
+        expected = precision()
+    with products(torch.bfloat16, CPU, LARGE):
+        assert precision() == expected
+
+
+def test_the_switch_for_all_devices_is_thrown_for_who_asks_alone(tried, monkeypatch):
+    found = []
+    monkeypatch.setattr(products_module, "_of_mkldnn", None)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", found.append)
+    before = torch.get_float32_matmul_precision()
+    tried(1.0, 1.5)
+    with products(torch.bfloat16, CPU, LARGE):
+        assert found == ["medium"]
+    assert found == ["medium", before]
+    tried(BETWEEN, 1.5)
+    with products(None, CPU, LARGE):
+        pass
+    assert found == ["medium", before]
+
+
+def test_the_switch_is_set_back_by_the_last_to_leave(tried):
+    tried(1.0)
     before = precision()
     entered, leave = threading.Event(), threading.Event()
 
@@ -45,18 +145,44 @@ def test_the_switch_is_set_back_by_the_last_to_leave():
     entered.wait()
     with pytest.raises(RuntimeError, match="stop"), products(torch.bfloat16, CPU):
         raise RuntimeError("stop")
-    assert precision() == "bf16"
+    within = precision()
     leave.set()
     thread.join()
+    assert within != before
     assert precision() == before
     with products(None, CPU):
         assert precision() == before
 
 
+@pytest.mark.skipif(products_module._of_mkldnn is None, reason="torch has no switch for CPUs alone")
+def test_a_switch_that_follows_another_goes_on_to_follow_it(tried):
+    tried(1.0)
+    try:
+        torch.backends.mkldnn.fp32_precision = "tf32"
+        with products(torch.bfloat16, CPU):
+            assert precision() == "bf16"
+        assert precision() == "tf32"
+        torch.backends.mkldnn.fp32_precision = "ieee"
+        assert precision() == "ieee"
+    finally:
+        torch.backends.mkldnn.fp32_precision = "none"
+
+
+def test_a_child_process_is_not_within(tried):
+    tried(1.0)
+    before, switch = precision(), products_module._Switch()
+    switch.__enter__()
+    switch._lock.acquire()
+    switch.after_fork()
+    assert precision() == before
+    with switch:
+        assert precision() != before
+    assert precision() == before
+
+
 @pytest.mark.parametrize("rounds", [True, False])
-def test_where_nothing_is_rounded_it_is_said_once(monkeypatch, caplog, rounds):
-    monkeypatch.setattr(products_module, "rounds_products", lambda: rounds)
-    monkeypatch.setattr(products_module._rounded, "_told", False)
+def test_where_nothing_is_rounded_it_is_said_once(tried, caplog, rounds):
+    tried(1.0 if rounds else BETWEEN)
     for _ in range(2):
         with products(torch.bfloat16, CPU):
             pass
@@ -64,28 +190,41 @@ def test_where_nothing_is_rounded_it_is_said_once(monkeypatch, caplog, rounds):
 
 
 def test_the_switch_stays_where_the_processor_cannot_be_asked(monkeypatch):
-    def fail():
+    def fail(*_):
         raise RuntimeError("a build without mkldnn")
 
     before = precision()
-    monkeypatch.setattr(products_module, "rounds_products", fail)
-    monkeypatch.setattr(products_module._rounded, "_told", False)
+    monkeypatch.setattr(products_module, "_means", fail)
+    products_module._tried.cache_clear()
     with pytest.raises(RuntimeError, match="without mkldnn"), products(torch.bfloat16, CPU):
         pass
     assert precision() == before
 
 
+@pytest.mark.parametrize(
+    "around",
+    [
+        nullcontext,
+        lambda: torch.device("meta"),
+        FakeTensorMode,
+        lambda: torch.autocast("cpu"),
+        torch.inference_mode,
+    ],
+)
 @pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
-def test_asking_the_processor_leaves_no_trace_and_takes_no_default(default):
-    before, expected = precision(), rounds_products()
+def test_trying_leaves_no_trace_and_takes_nothing_from_around(default, around):
+    before, expected, state = precision(), products_module._tried(), torch.get_rng_state()
+    products_module._tried.cache_clear()
     torch.set_default_dtype(default)
     try:
-        with torch.device("meta"):
-            assert rounds_products() == expected
+        with around():
+            assert products_module._tried() == expected
+            assert products_module._speedup() > 0
     finally:
         torch.set_default_dtype(torch.float32)
     assert precision() == before
-    a = torch.full((64, 64), 1 + 2**-12)
+    assert torch.equal(torch.get_rng_state(), state)
+    a = torch.full((64, 64), BETWEEN)
     assert (a @ a)[0, 0] != 64
 
 

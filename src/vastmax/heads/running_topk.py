@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vastmax.arithmetic import without_autocast
 from vastmax.scoring.blocks import BLOCK_ELEMENTS
 from vastmax.scoring.class_gradients import arithmetic
 from vastmax.scoring.every_class import check_linear
 from vastmax.scoring.logit_parts import logit_blocks
+from vastmax.scoring.products import multiplications, products
 from vastmax.scoring.top import TopK, best_of
 from vastmax.validation import check_k
 
@@ -105,7 +105,7 @@ def topk_of_logits(
     check_linear(hidden, weight, bias)
     values = hidden.new_empty(len(hidden) // together, k, dtype=arithmetic(hidden, weight))
     found = TopK(values, torch.empty_like(values, dtype=torch.int64))
-    with without_autocast(hidden.device):
+    with products(None, hidden.device, multiplications(hidden, weight)):
         for block in logit_blocks(hidden, weight, bias, together=together):
             for rows, logits in block.parts():
                 answers = slice(rows.start // together, rows.stop // together)

@@ -19,7 +19,7 @@ from vastmax.kernels import implementation
 from vastmax.kernels.reference import BlockSums, TargetPlaces
 from vastmax.scoring.links import Link
 from vastmax.scoring.partition import RowStatistics, SplitPartition, merged
-from vastmax.scoring.products import products
+from vastmax.scoring.products import multiplications, products
 
 BLOCK_ELEMENTS = 1 << 25
 """Logits alive at a time where a block of rows is held: 128 MB in float32, 256 rows of 131,072 classes. With half
@@ -107,7 +107,10 @@ class LinearScorer:
 
     def arithmetic(self) -> AbstractContextManager[None]:
         """Within it the products of blocks are computed as this scorer says, autocast or not."""
-        return products(self.product_dtype if self.filter_eps is None else None, self.hidden.device)
+        return self._products(self.product_dtype if self.filter_eps is None else None)
+
+    def _products(self, dtype: torch.dtype | None) -> AbstractContextManager[None]:
+        return products(dtype, self.hidden.device, multiplications(self.hidden, self.weight))
 
     def block_shape(self) -> BlockShape:
         """Return how the logits are cut."""
@@ -262,7 +265,7 @@ class LinearScorer:
                 if self.product_dtype is not None:
                     rest = block.index_fill_(1, places, 0.0)
                     rest = rest if whole_slope is None else rest.mul_(whole_slope)
-                    with products(self.product_dtype, rest.device):
+                    with self._products(self.product_dtype):
                         self._add_scaled(rest, of_softmax * to_probability, rows, classes, gradients)
             if held is not None or self.filter_eps is not None:
                 grad.mul_((of_softmax * to_probability).unsqueeze(-1))

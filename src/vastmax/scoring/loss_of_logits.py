@@ -15,6 +15,7 @@ from vastmax.fused import Fused, Shapes, differentiable_by, keep, kept
 from vastmax.scoring.class_gradients import arithmetic
 from vastmax.scoring.every_class import check_linear
 from vastmax.scoring.logit_parts import LogitRows, class_blocks, logit_blocks
+from vastmax.scoring.products import multiplications, products
 from vastmax.validation import shown
 
 LossOfLogits = Callable[..., Tensor]
@@ -56,7 +57,7 @@ class _BlockedLoss(Fused):
     ) -> Tensor:
         keep(ctx, (loss, num_rows, hidden, weight, bias, *arguments))
         found = hidden.new_zeros(0, dtype=arithmetic(hidden, weight))
-        with without_autocast(hidden.device):
+        with products(None, hidden.device, multiplications(hidden, weight)):
             for block in logit_blocks(hidden, weight, bias):
                 for rows, logits in block.parts():
                     value = loss(logits, *(x[rows] for x in arguments[:num_rows]), *arguments[num_rows:])
@@ -75,7 +76,7 @@ class _BlockedLoss(Fused):
             torch.zeros(x.shape, dtype=torch.promote_types(x.dtype, dtype), device=x.device) if wanted else None
             for x, wanted in zip(tensors, ctx.needs_input_grad[2:], strict=True)
         ]
-        with without_autocast(hidden.device):
+        with products(None, hidden.device, multiplications(hidden, weight)):
             for block in logit_blocks(hidden, weight, bias):
                 for part in block.parts():
                     _to_slopes(loss, num_rows, part, arguments, grad_arguments, upstream)

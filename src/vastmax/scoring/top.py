@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vastmax.arithmetic import without_autocast
 from vastmax.checking import at_hand
 from vastmax.compilation import operator
 from vastmax.kernels import implementation
@@ -150,7 +149,7 @@ def _linear_topk(
     target = torch.zeros(hidden.shape[0], dtype=torch.int64, device=hidden.device)
     scorer = LinearScorer(hidden, weight, bias, target, link=link, block_size=block_size)
     values, indices = _topk_shapes(hidden, weight, bias, k)
-    with without_autocast(hidden.device):
+    with scorer.arithmetic():
         buffer = scorer.buffer()
         for block in scorer.row_blocks():
             values[block], indices[block] = _best(scorer, block, k, buffer)
