@@ -8,15 +8,15 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vastmax.functional import linear_cross_entropy
+from vastmax.kernels import has_kernel, use
 from vastmax.scoring import products as products_module
-from vastmax.scoring.products import BETWEEN, LARGE, products, rounds_products
+from vastmax.scoring.products import BETWEEN, LARGE, multiply, products, rounds_products
 
 CPU = torch.device("cpu")
 
 
-has_products = pytest.mark.skipif(
-    not rounds_products(), reason="this processor does not round products to bfloat16"
-)
+BY_SWITCH = rounds_products()
+BY_KERNEL = has_kernel("rounded_product", torch.empty(0))
 
 
 def precision():
@@ -33,27 +33,84 @@ def tried(monkeypatch):
         monkeypatch.setattr(products_module, "_speedup", lambda: speedup)
 
     products_module._is_faster.cache_clear()
-    products_module._say_that_nothing_is_rounded.cache_clear()
+    products_module._say.cache_clear()
     yield found
     products_module._is_faster.cache_clear()
-    products_module._say_that_nothing_is_rounded.cache_clear()
+    products_module._say.cache_clear()
 
 
-@has_products
+@pytest.fixture(params=["switch", "kernel"])
+def rounded(request, tried):
+    """Each of the ways by which factors are rounded, where this processor has it."""
+    if request.param == "switch":
+        if not BY_SWITCH:
+            pytest.skip("torch's switch rounds nothing on this processor")
+    else:
+        if not BY_KERNEL:
+            pytest.skip("no kernel of ours rounds on this processor")
+        tried(BETWEEN)
+
+
+def assert_rounded(a, b, found, before=0.0):
+    """The sum of products of rounded factors, to float32's own rounding, and not that of the factors themselves."""
+    expected = before + a.bfloat16().double() @ b.bfloat16().double()
+    assert (found - expected).norm() < 1e-6 * expected.norm()
+    assert (found - before - a.double() @ b.double()).norm() > 1e-4 * expected.norm()
+
+
+@pytest.mark.usefixtures("rounded")
 def test_factors_are_rounded_and_sums_are_not():
-    a, b = torch.randn(256, 512), torch.randn(512, 256)
+    hidden, class_rows, slope = torch.randn(64, 128), torch.randn(1000, 128), torch.randn(64, 1000)
     with products(torch.bfloat16, CPU):
-        rounded = a @ b
-    expected = (a.bfloat16().double() @ b.bfloat16().double()).float()
-    torch.testing.assert_close(rounded, expected, rtol=1e-5, atol=1e-4)
-    assert not torch.equal(rounded, a @ b)
+        for a, b in [(hidden, class_rows.t()), (slope, class_rows), (slope.t(), hidden)]:
+            out = torch.empty(len(a), b.shape[1])
+            assert_rounded(a, b, multiply(a, b, out))
+            before = out.double()
+            assert_rounded(a, b, multiply(a, b, out, add=True), before)
+    exact = multiply(hidden, class_rows.t(), torch.empty(64, 1000))
+    assert torch.equal(exact, hidden @ class_rows.t())
+
+
+def test_on_this_processor_factors_are_rounded_or_it_is_said(tried, caplog):
+    a, b, out = torch.randn(64, 128), torch.randn(128, 1000), torch.empty(64, 1000)
+    with products(torch.bfloat16, CPU):
+        multiply(a, b, out)
+    if BY_SWITCH or BY_KERNEL:
+        assert_rounded(a, b, out)
+        assert not caplog.messages
+    else:
+        torch.testing.assert_close(out, a @ b)
+        assert "computed in float32" in caplog.text
+
+
+def test_products_of_another_thread_and_within_are_left_alone(tried):
+    if not BY_KERNEL:
+        pytest.skip("no kernel of ours rounds on this processor")
+    tried(BETWEEN)
+    a, b = torch.randn(64, 128), torch.randn(128, 1000)
+    found = []
+
+    def exact():
+        found.append(multiply(a, b, torch.empty(64, 1000)))
+
+    with products(torch.bfloat16, CPU):
+        thread = threading.Thread(target=exact)
+        thread.start()
+        thread.join()
+        with products(None, CPU):
+            exact()
+        assert_rounded(a, b, multiply(a, b, torch.empty(64, 1000)))
+    with pytest.raises(RuntimeError, match="stop"), products(torch.bfloat16, CPU):
+        raise RuntimeError("stop")
+    exact()
+    assert all(torch.equal(one, a @ b) for one in found)
 
 
 def test_large_products_are_exact_by_the_way_that_is_taken():
     hidden, class_rows = torch.randn(256, 128), torch.randn(4096, 128)
     slope = torch.randn(256, 4096)
 
-    with products(None, CPU, LARGE):
+    with products(None, CPU, count=LARGE):
         for a, b in [(hidden, class_rows.t()), (slope, class_rows), (slope.t(), hidden)]:
             expected = a.double() @ b.double()
             error = torch.zeros(expected.shape).addmm_(a, b) - expected
@@ -78,7 +135,7 @@ def test_the_other_way_is_taken_where_it_is_exact_and_faster(
     before = precision()
     torch.use_deterministic_algorithms(deterministic)
     try:
-        with products(None, CPU, count):
+        with products(None, CPU, count=count):
             assert (precision() != before) == (taken and products_module._of_mkldnn is not None)
         assert precision() == before
     finally:
@@ -94,7 +151,7 @@ def test_the_ways_are_timed_once_whoever_asks(tried, monkeypatch):
 
     def ask():
         together.wait()
-        with products(None, CPU, LARGE):
+        with products(None, CPU, count=LARGE):
             pass
 
     threads = [threading.Thread(target=ask) for _ in range(4)]
@@ -109,10 +166,18 @@ def test_the_ways_are_timed_once_whoever_asks(tried, monkeypatch):
 @pytest.mark.parametrize("speedup", [1.0, 1.5])
 def test_what_is_not_rounded_is_computed_the_faster_way(tried, made_of_between, speedup):
     tried(made_of_between, speedup)
-    with products(None, CPU, LARGE):
+    with products(None, CPU, count=LARGE):
         expected = precision()
-    with products(torch.bfloat16, CPU, LARGE):
+    with use("torch"), products(torch.bfloat16, CPU, count=LARGE):
         assert precision() == expected
+
+
+def test_products_of_float64_are_not_rounded_and_it_is_said_once(tried, caplog):
+    hidden, weight = torch.randn(8, 16).double(), torch.randn(50, 16).double()
+    target = torch.randint(50, (8,))
+    found = [linear_cross_entropy(hidden, weight, target, product_dtype=torch.bfloat16) for _ in range(2)]
+    assert torch.equal(found[0], linear_cross_entropy(hidden, weight, target))
+    assert caplog.messages.count("products of torch.float64 are not rounded to bfloat16") == 1
 
 
 def test_the_switch_for_all_devices_is_thrown_for_who_asks_alone(tried, monkeypatch):
@@ -121,11 +186,11 @@ def test_the_switch_for_all_devices_is_thrown_for_who_asks_alone(tried, monkeypa
     monkeypatch.setattr(torch, "set_float32_matmul_precision", found.append)
     before = torch.get_float32_matmul_precision()
     tried(1.0, 1.5)
-    with products(torch.bfloat16, CPU, LARGE):
+    with products(torch.bfloat16, CPU, count=LARGE):
         assert found == ["medium"]
     assert found == ["medium", before]
     tried(BETWEEN, 1.5)
-    with products(None, CPU, LARGE):
+    with products(None, CPU, count=LARGE):
         pass
     assert found == ["medium", before]
 
@@ -184,7 +249,7 @@ def test_a_child_process_is_not_within(tried):
 def test_where_nothing_is_rounded_it_is_said_once(tried, caplog, rounds):
     tried(1.0 if rounds else BETWEEN)
     for _ in range(2):
-        with products(torch.bfloat16, CPU):
+        with use("torch"), products(torch.bfloat16, CPU):
             pass
     assert ["computed in float32" in message for message in caplog.messages] == ([] if rounds else [True])
 
@@ -228,7 +293,7 @@ def test_trying_leaves_no_trace_and_takes_nothing_from_around(default, around):
     assert (a @ a)[0, 0] != 64
 
 
-@has_products
+@pytest.mark.usefixtures("rounded")
 def test_gradients_are_off_by_no_more_than_the_rounding():
     hidden = torch.randn(256, 64, requires_grad=True)
     weight = (0.3 * torch.randn(4096, 64)).requires_grad_()
@@ -241,7 +306,7 @@ def test_gradients_are_off_by_no_more_than_the_rounding():
         assert 0 < (one - other).norm() / one.norm() < 2**-8
 
 
-@has_products
+@pytest.mark.usefixtures("rounded")
 @pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_negligible_classes_are_rounded_rather_than_left_out(reduction, softcap):

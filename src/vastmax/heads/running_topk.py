@@ -105,7 +105,7 @@ def topk_of_logits(
     check_linear(hidden, weight, bias)
     values = hidden.new_empty(len(hidden) // together, k, dtype=arithmetic(hidden, weight))
     found = TopK(values, torch.empty_like(values, dtype=torch.int64))
-    with products(None, hidden.device, multiplications(hidden, weight)):
+    with products(None, hidden.device, count=multiplications(hidden, weight)):
         for block in logit_blocks(hidden, weight, bias, together=together):
             for rows, logits in block.parts():
                 answers = slice(rows.start // together, rows.stop // together)

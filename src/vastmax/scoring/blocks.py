@@ -19,7 +19,7 @@ from vastmax.kernels import implementation
 from vastmax.kernels.reference import BlockSums, TargetPlaces
 from vastmax.scoring.links import Link
 from vastmax.scoring.partition import RowStatistics, SplitPartition, merged
-from vastmax.scoring.products import multiplications, products
+from vastmax.scoring.products import multiplications, multiply, products
 
 BLOCK_ELEMENTS = 1 << 25
 """Logits alive at a time where a block of rows is held: 128 MB in float32, 256 rows of 131,072 classes. With half
@@ -110,7 +110,7 @@ class LinearScorer:
         return self._products(self.product_dtype if self.filter_eps is None else None)
 
     def _products(self, dtype: torch.dtype | None) -> AbstractContextManager[None]:
-        return products(dtype, self.hidden.device, multiplications(self.hidden, self.weight))
+        return products(dtype, self.hidden.device, self.dtype, multiplications(self.hidden, self.weight))
 
     def block_shape(self) -> BlockShape:
         """Return how the logits are cut."""
@@ -176,12 +176,9 @@ class LinearScorer:
         shape = hidden.shape[0], class_rows.shape[0]
         first = shape[0] * classes.start if self.block_shape().held else 0
         out = buffer[first : first + shape[0] * shape[1]].view(shape)
-        if self.bias is None:
-            torch.mm(hidden, class_rows.t(), out=out)
-        else:
-            bias = self.bias[classes].to(self.dtype) / self.temperature
-            torch.addmm(bias, hidden, class_rows.t(), out=out)
-        return out
+        if self.bias is not None:
+            out.copy_(self.bias[classes].to(self.dtype) / self.temperature)
+        return multiply(hidden, class_rows.t(), out, add=self.bias is not None)
 
     def statistics(self, rows: slice, buffer: Tensor) -> tuple[SplitPartition, Tensor, list[HeldTile] | None]:
         """Return what the statistics of `rows` are made of, with the exponentials where all classes' are held.
@@ -305,10 +302,10 @@ class LinearScorer:
         """Carry on the gradient of the logits of `rows` and `classes` that is a block (R, C) times `scale` (R,)."""
         scale = scale.unsqueeze(-1)
         if gradients.hidden is not None:
-            found = torch.mm(block, self.class_rows(classes))
+            found = multiply(block, self.class_rows(classes), torch.empty_like(gradients.hidden[rows]))
             gradients.hidden[rows].addcmul_(found, scale, value=1 / self.temperature)
         if gradients.weight is not None:
-            gradients.weight[classes].addmm_(block.t(), self.scaled_hidden(rows) * scale)
+            multiply(block.t(), self.scaled_hidden(rows) * scale, gradients.weight[classes], add=True)
         if gradients.bias is not None:
             gradients.bias[classes].add_((block.t() @ scale).squeeze(-1), alpha=1 / self.temperature)
 
@@ -327,15 +324,17 @@ class LinearScorer:
     def _add_gradients(self, grad: Tensor, rows: slice, classes: slice | Tensor, gradients: Gradients) -> None:
         """Carry the gradient of the logits of `rows` and `classes` on to what made them."""
         if gradients.hidden is not None:
-            gradients.hidden[rows].addmm_(grad, self.class_rows(classes), alpha=1 / self.temperature)
+            found = multiply(grad, self.class_rows(classes), torch.empty_like(gradients.hidden[rows]))
+            gradients.hidden[rows].add_(found, alpha=1 / self.temperature)
         if isinstance(classes, slice):
             if gradients.weight is not None:
-                gradients.weight[classes].addmm_(grad.t(), self.scaled_hidden(rows))
+                multiply(grad.t(), self.scaled_hidden(rows), gradients.weight[classes], add=True)
             if gradients.bias is not None:
                 gradients.bias[classes].add_(grad.sum(0), alpha=1 / self.temperature)
         else:
             if gradients.weight is not None:
-                gradients.weight.index_add_(0, classes, grad.t() @ self.scaled_hidden(rows))
+                found = gradients.weight.new_empty(len(classes), self.hidden.shape[1])
+                gradients.weight.index_add_(0, classes, multiply(grad.t(), self.scaled_hidden(rows), found))
             if gradients.bias is not None:
                 gradients.bias.index_add_(0, classes, grad.sum(0), alpha=1 / self.temperature)
 

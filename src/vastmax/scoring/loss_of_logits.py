@@ -57,7 +57,7 @@ class _BlockedLoss(Fused):
     ) -> Tensor:
         keep(ctx, (loss, num_rows, hidden, weight, bias, *arguments))
         found = hidden.new_zeros(0, dtype=arithmetic(hidden, weight))
-        with products(None, hidden.device, multiplications(hidden, weight)):
+        with products(None, hidden.device, count=multiplications(hidden, weight)):
             for block in logit_blocks(hidden, weight, bias):
                 for rows, logits in block.parts():
                     value = loss(logits, *(x[rows] for x in arguments[:num_rows]), *arguments[num_rows:])
@@ -76,7 +76,7 @@ class _BlockedLoss(Fused):
             torch.zeros(x.shape, dtype=torch.promote_types(x.dtype, dtype), device=x.device) if wanted else None
             for x, wanted in zip(tensors, ctx.needs_input_grad[2:], strict=True)
         ]
-        with products(None, hidden.device, multiplications(hidden, weight)):
+        with products(None, hidden.device, count=multiplications(hidden, weight)):
             for block in logit_blocks(hidden, weight, bias):
                 for part in block.parts():
                     _to_slopes(loss, num_rows, part, arguments, grad_arguments, upstream)

@@ -2,7 +2,8 @@
 
 Torch computes float32 products by its own library, mostly MKL, or by oneDNN, if a switch is thrown. What oneDNN
 does with the factors depends on the processor: one with AMX rounds them to bfloat16, others leave them as they are,
-and some of those are faster by it. No flag says so. It is tried, once in a process.
+and some of those are faster by it. No flag says so. It is tried, once in a process. Where torch rounds nothing, a
+kernel of ours does, on processors that have the instruction.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from vastmax.arithmetic import without_autocast
+from vastmax.kernels import has_kernel, implementation
 from vastmax.kernels.choice import log
 
 PRODUCT_DTYPES = (None, torch.bfloat16)
@@ -103,19 +105,44 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+class _Here(threading.local):
+    """Whether the products of this thread are made by the kernel that rounds their factors."""
+
+    rounds = False
+
+
+_here = _Here()
+
+
 @contextmanager
-def products(dtype: torch.dtype | None, device: torch.device, count: int = 0) -> Iterator[None]:
-    """Within it matrix products of float32 round their factors to `dtype`, if any, and sum in float32.
+def products(
+    dtype: torch.dtype | None, device: torch.device, arithmetic: torch.dtype = torch.float32, count: int = 0
+) -> Iterator[None]:
+    """Within it `multiply` rounds the factors of float32 products to `dtype`, if any, and sums in float32.
 
     Args:
         dtype: bfloat16 or None.
         device: where the factors are.
+        arithmetic: what they are.
         count: multiplications in each of the products that follow. From `LARGE` on they are computed in the
             faster of the ways that are exact, if torch is not to `use_deterministic_algorithms`: the ways differ in
             the last digits, and which is the faster one might be another in the next process.
     """
-    with without_autocast(device), _way(dtype, device, count):
-        yield
+    switch, kernel = _way(dtype, device, arithmetic, count)
+    before, _here.rounds = _here.rounds, kernel
+    try:
+        with without_autocast(device), switch:
+            yield
+    finally:
+        _here.rounds = before
+
+
+def multiply(a: Tensor, b: Tensor, out: Tensor, *, add: bool = False) -> Tensor:
+    """Make `out`, or add to it, the product of a and b, as `products` says."""
+    if _here.rounds:
+        found: Tensor = implementation("rounded_product", a, b, out)(a, b, out, add=add)
+        return found
+    return out.addmm_(a, b) if add else torch.mm(a, b, out=out)
 
 
 def multiplications(hidden: Tensor, weight: Tensor) -> int:
@@ -123,23 +150,31 @@ def multiplications(hidden: Tensor, weight: Tensor) -> int:
     return hidden.shape[0] * weight.numel()
 
 
-def _way(dtype: torch.dtype | None, device: torch.device, count: int) -> AbstractContextManager[None]:
-    """The switch, where it does what is asked for."""
+def _way(
+    dtype: torch.dtype | None, device: torch.device, arithmetic: torch.dtype, count: int
+) -> tuple[AbstractContextManager[None], bool]:
+    """What does as it is asked: torch's switch or nothing, and whether the kernel that rounds."""
     if device.type != "cpu":
-        return nullcontext()
+        return nullcontext(), False
     with _trying:
         if dtype is not None:
-            if rounds_products():
-                return _switch
-            _say_that_nothing_is_rounded()
+            if arithmetic != torch.float32:
+                _say(f"products of {arithmetic} are not rounded to bfloat16")
+            elif rounds_products():
+                return _switch, False
+            elif has_kernel("rounded_product", torch.empty(0, dtype=arithmetic, device="cpu")):
+                return nullcontext(), True
+            else:
+                _say("this processor does not round products to bfloat16: they are computed in float32")
         large = count >= LARGE and not torch.are_deterministic_algorithms_enabled()
         # Who asked for nothing does not get the switch for all devices thrown.
-        return _switch if large and _of_mkldnn is not None and _is_faster() else nullcontext()
+        return _switch if large and _of_mkldnn is not None and _is_faster() else nullcontext(), False
 
 
 @cache
-def _say_that_nothing_is_rounded() -> None:
-    log.warning("this processor does not round products to bfloat16: they are computed in float32")
+def _say(what: str) -> None:
+    """Say it once."""
+    log.warning(what)
 
 
 def rounds_products() -> bool:

@@ -2,6 +2,7 @@
 
 import torch
 
+from vastmax.kernels.numba import bfloat16
 from vastmax.kernels.numba.alias import alias_draw, alias_table
 from vastmax.kernels.numba.chosen_losses import logistic_logits_, logistic_rows, softmax_logits_, softmax_rows
 from vastmax.kernels.numba.entmax import entmax
@@ -40,3 +41,8 @@ __all__ = [
     "softmax_rows",
     "tsallis_entropy_slope",
 ]
+
+if bfloat16.has_instruction():
+    from vastmax.kernels.numba.bfloat16_product import rounded_product
+
+    __all__ += ["rounded_product"]

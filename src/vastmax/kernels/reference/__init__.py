@@ -6,6 +6,7 @@ from vastmax.kernels.reference.entmax import entmax, entmax_conjugate, entmax_di
 from vastmax.kernels.reference.every_class import split_partition, split_partition_backward
 from vastmax.kernels.reference.gather import gather_dot, gather_sum
 from vastmax.kernels.reference.narrow_softmax import narrow_partition, narrow_partition_gradients
+from vastmax.kernels.reference.rounded_product import rounded_product
 from vastmax.kernels.reference.row_updates import adagrad_rows, adamw_rows, sgd_rows
 from vastmax.kernels.reference.segments import segments
 from vastmax.kernels.reference.softmax_block import (
@@ -38,6 +39,7 @@ __all__ = [
     "logistic_rows",
     "narrow_partition",
     "narrow_partition_gradients",
+    "rounded_product",
     "row_sums",
     "segments",
     "sgd_rows",
