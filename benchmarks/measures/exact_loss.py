@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.contest import inverse, memory_over, rows_of
-from benchmarks.floors import Products, best_products
+from benchmarks.floors import Products, best_products, every_way
 from benchmarks.rows import Floor, Row, Target
 from benchmarks.settings import Settings
 from benchmarks.timing import Measured, Timer, Wall, side_by_side
@@ -125,7 +125,7 @@ def run(settings: Settings) -> list[Row]:
     side_by_side(contenders(small, full=settings.full), rounds=1)
 
     given = problem(rows, classes, FEATURES)
-    single = [Products(rows, classes, FEATURES, block, most_blocks=2) for block in BLOCKS]
+    single = every_way(rows, classes, FEATURES, BLOCKS, most_blocks=2)
     half = [Products(rows, classes, FEATURES, block, torch.bfloat16, most_blocks=2) for block in BLOCKS]
     bare = {f"{product}": product.prepare for product in single + half}
     found = side_by_side(

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.contest import inverse, rows_of
-from benchmarks.floors import Products, best_products
+from benchmarks.floors import best_products, every_way
 from benchmarks.language_model import Batch, trained_batch
 from benchmarks.measures.exact_loss import BLOCKS, Loss, Problem, forward_backward, gradient_error
 from benchmarks.rows import Floor, Row, Target
@@ -50,7 +50,7 @@ def run(settings: Settings) -> list[Row]:
         name: partial(forward_backward, loss, given) for name, loss in losses.items()
     }
     rows, classes, features = *batch.hidden.shape[:1], *batch.weight.shape
-    products = [Products(rows, classes, features, block) for block in BLOCKS]
+    products = every_way(rows, classes, features, BLOCKS)
     bare = {f"{product}": product.prepare for product in products}
     found = side_by_side(contenders, floors=bare, rounds=settings.rounds, memory=True)
     floor = best_products(products, [found.pop(name) for name in bare])

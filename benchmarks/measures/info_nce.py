@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.contest import rows_of
-from benchmarks.floors import Products, best_products
+from benchmarks.floors import best_products, every_way
 from benchmarks.measures.exact_loss import forward_backward
 from benchmarks.rows import Row, Target
 from benchmarks.settings import Settings
@@ -48,7 +48,7 @@ def run(settings: Settings) -> list[Row]:
     """Measure, and return the rows."""
     rows = settings.scaled(ROWS, least=64)
     side_by_side(contenders(min(rows, 1024)), rounds=1)
-    products = [Products(rows, rows, FEATURES, block, most_blocks=2) for block in BLOCKS]
+    products = every_way(rows, rows, FEATURES, BLOCKS, most_blocks=2)
     bare = {f"{product}": product.prepare for product in products}
     found = side_by_side(
         contenders(rows),

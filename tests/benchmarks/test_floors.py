@@ -10,6 +10,7 @@ from benchmarks.floors import (
     best_products,
     copy_elements,
     copy_floor,
+    every_way,
     row_floor,
     row_rates,
     row_reads,
@@ -19,9 +20,10 @@ from benchmarks.rows import Floor
 from benchmarks.timing import Measured, side_by_side
 
 
+@pytest.mark.parametrize("fastest", [False, True])
 @pytest.mark.parametrize(("classes", "block", "most"), [(64, 64, 8), (64, 16, 2), (64, 16, 8), (60, 256, 8)])
-def test_products_make_the_operations_of_a_linear_layer_forward_and_backward(classes, block, most):
-    products = Products(8, classes, 4, block, most_blocks=most)
+def test_products_make_the_operations_of_a_linear_layer_forward_and_backward(classes, block, most, fastest):
+    products = Products(8, classes, 4, block, most_blocks=most, fastest=fastest)
     timer = products.prepare()
     with FlopCounterMode(display=False) as counted:
         timer()
@@ -39,6 +41,11 @@ def test_the_best_blocking_is_the_floor():
     assert best_products(products, [Measured([3.0]), Measured([2.0])]).seconds == 2.0
     assert best_products(products, [Measured([3.0]), Measured(problem="failed")]).seconds == 3.0
     assert best_products(products, [Measured(problem="failed")] * 2) is None
+
+
+def test_every_blocking_by_every_way():
+    found = [(each.block, each.fastest) for each in every_way(8, 64, 4, (16, 64))]
+    assert found == [(16, False), (16, True), (64, False), (64, True)]
 
 
 def test_rows_and_copies_move_at_the_measured_rate():

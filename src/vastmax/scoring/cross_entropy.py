@@ -81,10 +81,11 @@ def linear_cross_entropy(
             are multiplied by, which is its weight without `focal_gamma` and `z_loss`; hidden's, by no more than
             that times $\sum_c \lVert w_c \rVert$ over the classes left out.
         product_dtype: `torch.bfloat16` to round the factors of every matrix product to it, on a CPU that has such
-            products; sums stay float32. The gradients are then off by some 2^-8 of their size. For the time of the
-            call, float32 products of torch in other threads are rounded likewise. Beside `filter_eps` only the
-            gradients of the classes that it names are computed so, which then are not left out: the loss stays
-            exact, and the gradients' error is a 2^-8 of what leaving them out would make it.
+            products; on another a warning says once that it has none. Sums stay float32. The gradients are then off
+            by some 2^-8 of their size. On a processor with AMX float32 products of torch in other threads are
+            rounded likewise for the time of the call. Beside `filter_eps` only the gradients of the classes that it
+            names are computed so, which then are not left out: the loss stays exact, and the gradients' error is a
+            2^-8 of what leaving them out would make it.
 
     Returns:
         A scalar, or (...) with `reduction="none"`, in nats.
