@@ -2,8 +2,9 @@
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from pathlib import PurePath
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ SUMMED_ELEMENTS = 1 << 18
 
 LARGEST_INT = 2**63 - 1
 """The largest size and id that torch has."""
+
+QUOTED = 80
+"""Characters of a value that an error shows."""
 
 
 def check_int(name: str, value: object) -> int:
@@ -131,19 +135,38 @@ def _is_bool(value: object) -> bool:
 
 
 def shown(value: object) -> str:
-    """Return `value` as an error shows it, cut to a line."""
+    """Return `value` as an error shows it, cut to a line; of a path the end, where paths differ."""
+    if isinstance(value, PurePath):
+        text = str(value)
+        return text if len(text) <= QUOTED else f"...{text[-QUOTED:]}"
     try:
-        text = " ".join((str(value) if isinstance(value, int | float) else repr(value)).split())
+        return cut(str(value) if isinstance(value, int | float) else repr(value))
     except ValueError:  # Python writes no integer of more than some thousand digits
-        text = "one of thousands of digits"
-    return text if len(text) <= 80 else f"{text[:80]}..."
+        return "one of thousands of digits"
 
 
-def check_choice(name: str, value: object, choices: Sequence[str]) -> str:
+def cut(text: str) -> str:
+    """Return a text on one line, the beginning of it if it is long."""
+    line = " ".join(text.split())
+    return line if len(line) <= QUOTED else f"{line[:QUOTED]}..."
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
     """Return `value` if it is one of `choices`."""
-    if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+    known = tuple(choices)
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{name}: expected one of {', '.join(known)}, got {shown(value)}")
     return value
+
+
+def check_names(name: str, values: Sequence[str], choices: Iterable[str]) -> None:
+    """Raise ValueError unless `values` are some of the choices, each once."""
+    known = tuple(choices)
+    for value in values:
+        check_choice(name, value, known)
+    if not values or len(set(values)) < len(values):
+        seen = cut(", ".join(values)) or "none"
+        raise ValueError(f"{name}: expected distinct names out of {', '.join(known)}, got {seen}")
 
 
 def check_hidden(name: str, hidden: Tensor, in_features: int) -> None:

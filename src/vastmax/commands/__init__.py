@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import typer
+
 from vastmax.commands import lm, studies, tasks
-from vastmax.commands.app import app, errors
+from vastmax.commands.app import app, errors, one_line
 
 __all__ = ["app", "lm", "run", "studies", "tasks"]
 
@@ -13,13 +15,14 @@ def run(arguments: list[str]) -> int:
     from vastmax.tasks.lm.train import Interrupted
 
     try:
-        app(arguments, prog_name="vastmax")
+        status = app(arguments, prog_name="vastmax", standalone_mode=False)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
     except Interrupted as stop:
         errors.print(f"vastmax: {stop}", soft_wrap=True)
         return 130
-    except (ValueError, OSError, FloatingPointError) as error:
-        errors.print(f"vastmax: {error}", soft_wrap=True)
+    except (typer.TyperException, ValueError, OSError, FloatingPointError) as error:
+        if message := one_line(error, arguments):
+            errors.print(f"vastmax: {message}", soft_wrap=True)
         return 2
-    return 0
+    return status if isinstance(status, int) else 0

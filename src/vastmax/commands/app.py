@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from datetime import datetime
@@ -14,6 +14,11 @@ from typing import Annotated, Any, get_type_hints
 import typer
 from rich.console import Console
 from typer.core import TyperGroup
+
+from vastmax.validation import cut, shown
+
+LONGEST = 500
+"""Characters of an error's line."""
 
 
 class Commands(TyperGroup):
@@ -88,6 +93,22 @@ def new_folder(kind: str, resume: bool) -> Path:
     if resume:
         raise ValueError("resume: expected --out to name the folder to go on with, got none")
     return Path("runs") / f"{kind}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def one_line(error: Exception, arguments: Sequence[str]) -> str:
+    """What an error says, cut to a line whoever says it: Typer and the system quote what they are given whole."""
+    message = str(error)
+    if isinstance(error, typer.TyperException):
+        message = error.format_message()
+        for given in (text for argument in arguments for text in (argument, argument.partition("=")[2])):
+            message = message.replace(given, cut(given)) if given != cut(given) else message
+        message = " ".join(map(cut, message.split()))
+        if message and (place := getattr(error, "ctx", None)) is not None:
+            message += f" ({place.command_path} --help lists what there is)"
+    elif isinstance(error, OSError) and error.filename is not None:
+        message = f"{shown(Path(error.filename))}: {error.strerror}"
+    line = " ".join(message.split())
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."
 
 
 @contextmanager

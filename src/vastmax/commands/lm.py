@@ -19,9 +19,10 @@ from vastmax.commands.app import (
     train_app,
     with_options_of,
 )
+from vastmax.study.estimator_options import parse_names
 from vastmax.tasks.lm.config import LMConfig
-from vastmax.tasks.lm.heads import COMMON, HEADS, parse_heads
-from vastmax.validation import check_choice
+from vastmax.tasks.lm.heads import COMMON, HEADS
+from vastmax.validation import check_choice, shown
 
 
 @train_app.command("lm")
@@ -43,7 +44,7 @@ def train_lm(
     folder = out or new_folder("train-lm", resume)
     check_folder(folder)
     if resume and not RunFolder(folder).options.exists():
-        raise ValueError(f"resume: expected a run to go on with in {folder}, found none")
+        raise ValueError(f"resume: expected a run to go on with in {shown(folder)}, found none")
     streams = read_streams(config)
     console.print(describe(streams))
     result = train(
@@ -74,7 +75,9 @@ def compare_lm(
 
     folder = out or new_folder("compare-lm", resume)
     with resumable(folder):
-        results = compare_language_models(config, parse_heads(heads), folder, resume=resume, say=console.print)
+        results = compare_language_models(
+            config, parse_names("heads", heads, HEADS), folder, resume=resume, say=console.print
+        )
     report = write_report(results, folder)
     console.print(terminal_table(results))
     console.print(verdict(results))

@@ -10,6 +10,7 @@ import typer
 from vastmax.commands.app import Out, console, new_folder, study_app
 from vastmax.study.estimator_options import ESTIMATORS, FIXED, SAMPLERS, StudyOptions, parse_counts, parse_names
 from vastmax.tasks.files import check_free
+from vastmax.validation import shown
 
 
 @study_app.command("estimators")
@@ -58,7 +59,7 @@ def study_estimators(
     else:
         for name, given in (("num_classes", num_classes), ("width", width)):
             if given is not None:
-                raise ValueError(f"{name}: expected with a made-up model, got {given} beside --run")
+                raise ValueError(f"{name}: expected with a made-up model, got {shown(given)} beside --run")
         problem = run_problem(run, rows)
     results = measure(problem, options)
     report.write_study(results, folder)
@@ -146,7 +147,7 @@ def study_bottleneck(
     if run and options != BottleneckOptions():
         raise ValueError("run: expected without the options of a made-up problem, got both")
     if rows is not None and not run:
-        raise ValueError(f"rows: expected beside --run, got {rows} without it")
+        raise ValueError(f"rows: expected beside --run, got {shown(rows)} without it")
     folder = out or new_folder("study-bottleneck", resume=False)
     check_free(folder)
     if run:

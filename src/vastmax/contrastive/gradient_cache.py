@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from vastmax.arithmetic import without_autocast
 from vastmax.recomputation import recomputing
-from vastmax.validation import check_positive_int
+from vastmax.validation import check_positive_int, shown
 
 Encoder = Callable[..., Tensor]
 Input = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
@@ -135,7 +135,7 @@ def _arguments(name: str, batch: Input) -> _Arguments:
             )
     shapes = [tuple(x.shape) for x in arguments.tensors()]
     if not shapes or len({shape[:1] for shape in shapes}) > 1 or shapes[0][:1] in ((), (0,)):
-        raise ValueError(f"{name}: expected tensors of one number of rows, at least 1, got shapes {shapes}")
+        raise ValueError(f"{name}: expected tensors of one number of rows, at least 1, got shapes {shown(shapes)}")
     return arguments
 
 
@@ -186,7 +186,7 @@ def _check_rows_are_independent(name: str, encoder: Encoder) -> None:
             if isinstance(module, _BatchNorm) and module.training:
                 raise ValueError(
                     f"{name}: expected rows that do not depend on the others of their chunk, got "
-                    f"{type(module).__name__} {path!r} in training mode; .eval() uses its running statistics"
+                    f"{type(module).__name__} {shown(path)} in training mode; .eval() uses its running statistics"
                 )
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from vastmax.validation import check_positive_int
+from vastmax.validation import check_positive_int, shown
 
 CONTIGUOUS = torch.contiguous_format
 IGNORE_INDEX = -100  # the default of torch's losses and of every head
@@ -103,7 +103,7 @@ class TokenBatches:
         """
         saved = {key: state_dict.get(key) for key in self._layout()}
         if saved != self._layout():
-            raise ValueError(f"state_dict: expected the place in a stream of {self._layout()}, got {saved}")
+            raise ValueError(f"state_dict: expected the place in a stream of {self._layout()}, got {shown(saved)}")
         self._first_batch = self._next_batch = state_dict["next_batch"]
 
     def _layout(self) -> dict[str, Any]:

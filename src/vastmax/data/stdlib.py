@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vastmax.data.splits import split_files
 from vastmax.data.text import Corpus, NotTextError, find_files, read_text
+from vastmax.validation import shown
 
 LEFT_OUT = ("site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__")
 
@@ -37,8 +38,8 @@ def standard_library() -> Corpus:
             texts[path.relative_to(folder).as_posix()] = text
     if not texts:
         raise FileNotFoundError(
-            f"{folder}: expected the standard library's .py files, got none: this interpreter came without its "
-            "source; name a text file or folder of your own"
+            f"{shown(folder)}: expected the standard library's .py files, got none: this interpreter came without "
+            "its source; name a text file or folder of your own"
         )
     parts, note = split_files(texts)
     notes = [f"{len(texts)} files", note, f"left out: folders named {', '.join(LEFT_OUT)}"]

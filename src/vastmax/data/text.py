@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vastmax.data.splits import cut_text, split_files
-from vastmax.validation import check_positive_int
+from vastmax.validation import check_positive_int, cut, shown
 
 DATA_SUFFIXES = frozenset({".csv", ".raw", ".text", ".tokens", ".tsv", ".txt"})
 """Suffixes under which a file that says train, valid or test is taken at its word: `train.py` is not data."""
@@ -82,12 +82,14 @@ def read_corpus(path: str | os.PathLike[str]) -> Corpus:
         ('song', 90, 5, 5)
     """
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file or folder; expected text to read")
+    if not os.path.exists(path):  # and a name that is too long for one does not
+        raise FileNotFoundError(f"{shown(path)}: no such file or folder; expected text to read")
     if path.is_dir():
         return _read_layout(path) or _read_folder(path)
     if not path.is_file():
-        raise ValueError(f"{path}: a special file (device, pipe or socket); expected a regular file or a folder")
+        raise ValueError(
+            f"{shown(path)}: a special file (device, pipe or socket); expected a regular file or a folder"
+        )
     text = read_text(path)
     _check_tokens(text, path)
     train, valid, test = (part.split("\n") for part in cut_text(text, (0.90, 0.95)))
@@ -137,14 +139,16 @@ def read_text(path: Path) -> str:
         try:
             content = gzip.decompress(content)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise ValueError(f"{path}: expected a whole gzip file, got a damaged one: {error}") from error
+            raise ValueError(f"{shown(path)}: expected a whole gzip file, got a damaged one: {error}") from error
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         byte = content[error.start]
-        raise NotTextError(f"{path}: expected UTF-8 text, got byte 0x{byte:02x} at offset {error.start}") from error
+        raise NotTextError(
+            f"{shown(path)}: expected UTF-8 text, got byte 0x{byte:02x} at offset {error.start}"
+        ) from error
     if (nul := content.find(0)) >= 0:
-        raise NotTextError(f"{path}: expected UTF-8 text, got byte 0x00 at offset {nul}: a binary file")
+        raise NotTextError(f"{shown(path)}: expected UTF-8 text, got byte 0x00 at offset {nul}: a binary file")
     return text.removeprefix("\ufeff").removesuffix("\n").replace("\r\n", "\n").removesuffix("\r")
 
 
@@ -198,11 +202,13 @@ def _read_parts(paths: list[Path]) -> str:
     twins = [stem for stem, times in Counter(map(_stem, paths)).items() if times > 1]
     if twins:
         names = ", ".join(path.name for path in paths if _stem(path) == twins[0])
-        raise ValueError(f"{paths[0].parent}: expected one file for {twins[0]}, got {names}; keep one of them")
+        raise ValueError(
+            f"{shown(paths[0].parent)}: expected one file for {cut(twins[0])}, got {cut(names)}; keep one of them"
+        )
     texts = [read_text(path) for path in paths]
     for path, text in zip(paths, texts, strict=True):
         if not text or text.isspace():
-            raise ValueError(f"{path}: expected text, got {'only whitespace' if text else 'an empty file'}")
+            raise ValueError(f"{shown(path)}: expected text, got {'only whitespace' if text else 'an empty file'}")
     return "\n".join(texts)
 
 
@@ -212,7 +218,7 @@ def _read_folder(folder: Path) -> Corpus:
     if not paths:
         found = Counter(_suffix(path) or "no suffix" for path in _walk(folder))
         seen = ", ".join(f"{suffix} ({times})" for suffix, times in found.most_common(10)) or "no files"
-        raise ValueError(f"{folder}: expected text files such as .txt, .md or .py below it, got {seen}")
+        raise ValueError(f"{shown(folder)}: expected text files such as .txt, .md or .py below it, got {cut(seen)}")
     texts: dict[str, str] = {}
     foreign: dict[Path, NotTextError] = {}
     for path in paths:
@@ -226,7 +232,7 @@ def _read_folder(folder: Path) -> Corpus:
     for name in blank:
         del texts[name]
     if not texts:
-        raise ValueError(f"{folder}: expected text, got {len(blank)} empty files")
+        raise ValueError(f"{shown(folder)}: expected text, got {len(blank)} empty files")
     _check_tokens("\n".join(texts.values()), folder)
     parts, note = split_files(texts)
     notes = [f"{len(texts)} files", note]
@@ -241,12 +247,16 @@ def _read_folder(folder: Path) -> Corpus:
 def _check_tokens(text: str, path: Path) -> None:
     """Raise unless `text` has at least 3 whitespace-separated tokens, and two distinct ones."""
     if not text or text.isspace():
-        raise ValueError(f"{path}: expected text, got {'only whitespace' if text else 'an empty file'}")
+        raise ValueError(f"{shown(path)}: expected text, got {'only whitespace' if text else 'an empty file'}")
     tokens = text.split(maxsplit=MIN_TOKENS)[:MIN_TOKENS]
     if len(tokens) < MIN_TOKENS:
-        raise ValueError(f"{path}: expected at least {MIN_TOKENS} tokens to split, got {len(tokens)}: {tokens}")
+        raise ValueError(
+            f"{shown(path)}: expected at least {MIN_TOKENS} tokens to split, got {len(tokens)}: {shown(tokens)}"
+        )
     if all(match[0] == tokens[0] for match in re.finditer(r"\S+", text)):
-        raise ValueError(f"{path}: expected at least 2 distinct tokens, got only {tokens[0]!r}, again and again")
+        raise ValueError(
+            f"{shown(path)}: expected at least 2 distinct tokens, got only {shown(tokens[0])}, again and again"
+        )
 
 
 def _num_bytes(paths: Iterable[Path]) -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vastmax.data.text import looks_tokenised
-from vastmax.validation import check_choice, check_ids, check_positive_int
+from vastmax.validation import check_choice, check_ids, check_positive_int, shown
 
 try:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -125,14 +125,16 @@ class Vocabulary:
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
         except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
-            raise ValueError(f"{path}: expected a vocabulary in JSON, got a file that is not: {error}") from error
+            raise ValueError(
+                f"{shown(Path(path))}: expected a vocabulary in JSON, got a file that is not: {error}"
+            ) from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise ValueError(f"{path}: expected a JSON file of format {FORMAT!r}, got another")
+            raise ValueError(f"{shown(Path(path))}: expected a JSON file of format {FORMAT!r}, got another")
         try:
             tokenizer = Tokenizer.from_str(json.dumps(content["tokenizer"]))
             return cls(tokenizer, torch.tensor(content["counts"]))
         except Exception as error:  # tokenizers raises bare Exception
-            raise ValueError(f"{path}: expected a tokenizer and its counts: {error!r}") from error
+            raise ValueError(f"{shown(Path(path))}: expected a tokenizer and its counts: {shown(error)}") from error
 
 
 def build_vocabulary(

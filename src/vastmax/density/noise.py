@@ -84,7 +84,8 @@ def mixture_noise(x: Tensor, num_components: int, *, seed: int = 0) -> MixtureSa
 
     Raises:
         ImportError: without scikit-learn.
-        TypeError, ValueError: x no finite floating-point (n, d), fewer points than components.
+        TypeError, ValueError: x no finite floating-point (n, d), fewer points than components,
+            a seed out of [0, 2**32).
 
     Example:
         >>> x = torch.tensor([[0.0], [1.0], [9.0], [11.0]])
@@ -96,6 +97,7 @@ def mixture_noise(x: Tensor, num_components: int, *, seed: int = 0) -> MixtureSa
     except ImportError as error:
         raise ImportError("mixture_noise needs the package scikit-learn: pip install 'vastmax[train]'") from error
     seed = check_int("seed", seed)
+    check_finite_number("seed", seed, at_least=0, below=2**32)
     num_components = check_positive_int("num_components", num_components)
     check_points(x, more_than=max(num_components - 1, 1))
     mixture = GaussianMixture(num_components, random_state=seed).fit(x.detach().double().cpu().numpy())

@@ -13,7 +13,7 @@ from vastmax import checking
 from vastmax.differentiation import check_not_batched
 from vastmax.functional.precision import at_least_float32
 from vastmax.reduction import check_sample_weight, reduce_rows
-from vastmax.validation import check_all, check_distribution, check_target
+from vastmax.validation import check_all, check_distribution, check_target, shown
 
 
 def hardmax(logits: Tensor, dim: int = -1) -> Tensor:
@@ -199,7 +199,7 @@ def check_logits(logits: Tensor, dim: int) -> None:
         kind = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
         raise TypeError(f"logits: expected a floating-point tensor, got {kind}")
     if logits.ndim > 0 and not -logits.ndim <= dim < logits.ndim:
-        raise ValueError(f"dim: expected an axis of logits of shape {tuple(logits.shape)}, got {dim}")
+        raise ValueError(f"dim: expected an axis of logits of shape {tuple(logits.shape)}, got {shown(dim)}")
     if logits.ndim == 0 or logits.shape[dim] == 0:
         raise ValueError(f"logits: expected at least one class on axis {dim}, got shape {tuple(logits.shape)}")
     check_not_batched("logits", logits)

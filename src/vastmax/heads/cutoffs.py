@@ -204,7 +204,7 @@ def tail_width(in_features: int, div_value: float, index: int) -> int:
 def check_cutoffs(cutoffs: object, num_classes: int, in_features: int, div_value: float) -> list[int]:
     """Return the cutoffs as a list if they increase within (0, num_classes) and no tail has width 0."""
     if isinstance(cutoffs, str) or not isinstance(cutoffs, Sequence):
-        raise TypeError(f"cutoffs: expected 'auto' or a sequence of integers, got {cutoffs!r}")
+        raise TypeError(f"cutoffs: expected 'auto' or a sequence of integers, got {shown(cutoffs)}")
     cutoffs = [check_int("cutoffs", cutoff) for cutoff in cutoffs]
     for cutoff in cutoffs:
         if not 0 < cutoff < num_classes:

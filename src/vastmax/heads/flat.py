@@ -23,6 +23,7 @@ from vastmax.validation import (
     check_finite_number,
     check_per_class,
     check_positive_int,
+    shown,
 )
 
 
@@ -93,7 +94,7 @@ class FlatHead(Head):
         if softcap is not None and kind is not None:
             raise ValueError(
                 f"softcap: expected None in {type(self).__name__}, whose logits are {kind!r} of its scores, "
-                f"got {softcap}"
+                f"got {shown(softcap)}"
             )
         return link_of(softcap, kind)
 
@@ -302,5 +303,7 @@ def _temperature(temperature: object, num_classes: int) -> float:
         case "sqrt_classes":
             return math.sqrt(num_classes)
         case str():
-            raise ValueError(f"temperature: expected a number, 'learned' or 'sqrt_classes', got {temperature!r}")
+            raise ValueError(
+                f"temperature: expected a number, 'learned' or 'sqrt_classes', got {shown(temperature)}"
+            )
     return check_finite_number("temperature", temperature, above=0.0)

@@ -13,7 +13,7 @@ from vastmax.functional import log_partition_estimate, nce_loss
 from vastmax.heads.sampled_head import SampledHead, Scores
 from vastmax.samplers import Batch, Candidates, HardNegatives, Sampler
 from vastmax.scoring.chosen_losses import noise_contrast
-from vastmax.validation import check_finite_number, check_per_class
+from vastmax.validation import check_finite_number, check_per_class, shown
 
 
 class NCE(SampledHead):
@@ -89,7 +89,7 @@ class NCE(SampledHead):
         if noise.conditional or noise.unique:
             raise ValueError(
                 "sampler: expected, beside a proposal, independent draws from a q that does not depend on the "
-                f"batch, got {noise!r}"
+                f"batch, got {shown(noise)}"
             )
         if isinstance(proposal, HardNegatives):
             raise ValueError(
@@ -100,8 +100,8 @@ class NCE(SampledHead):
             never = proposal.log_prob(classes).isneginf() & noise.log_prob(classes).isfinite()
             if never.any():
                 raise ValueError(
-                    f"proposal: expected one that can draw every class of the noise, got {proposal!r}, which never "
-                    f"draws {int(never.nonzero()[0])}"
+                    f"proposal: expected one that can draw every class of the noise, got {shown(proposal)}, which "
+                    f"never draws {int(never.nonzero()[0])}"
                 )
         return proposal
 
@@ -117,9 +117,8 @@ class NCE(SampledHead):
             case "conditional":
                 return Conditional(self.in_features, 1, **place)
             case str():
-                raise ValueError(
-                    f"log_partition: expected a number, 'learned', 'conditional' or a module, got {log_partition!r}"
-                )
+                expected = "a number, 'learned', 'conditional' or a module"
+                raise ValueError(f"log_partition: expected {expected}, got {shown(log_partition)}")
         return Constant(check_finite_number("log_partition", log_partition))
 
     def reset_parameters(self) -> None:

@@ -12,7 +12,7 @@ from vastmax.functional import negative_sampling_loss, one_vs_each_loss
 from vastmax.heads.sampled_head import SampledHead, Scores
 from vastmax.samplers import Candidates, Sampler
 from vastmax.scoring.chosen_losses import noise_contrast
-from vastmax.validation import check_share
+from vastmax.validation import check_share, shown
 
 
 class NegativeSampling(SampledHead):
@@ -57,7 +57,7 @@ class NegativeSampling(SampledHead):
         if self.link is not None:
             raise ValueError(
                 f"softcap: expected None in {type(self).__name__}, which learns log(p / q), that has no bounds, "
-                f"got {options['softcap']}"
+                f"got {shown(options['softcap'])}"
             )
         self._check_q(self.sampler)
 

@@ -20,7 +20,7 @@ from vastmax.samplers import Batch, Candidates, Sampler, Uniform
 from vastmax.samplers.exclusion import without
 from vastmax.scoring import chosen_logits
 from vastmax.scoring.catching_up import catch_up
-from vastmax.validation import check_ids, check_positive_int
+from vastmax.validation import check_ids, check_positive_int, shown
 
 
 class Scores(NamedTuple):
@@ -109,13 +109,12 @@ class SampledHead(FlatHead):
         """Return a sampler of this head's classes, on its device; the caller's stays where it is."""
         if not isinstance(sampler, Sampler):
             raise TypeError(f"{name}: expected a vastmax.samplers.Sampler, got {type(sampler).__name__}")
-        shown = " ".join(repr(sampler).split())
         if sampler.num_classes != num_classes:
-            raise ValueError(f"{name}: expected one of num_classes={num_classes} classes, got {shown}")
+            raise ValueError(f"{name}: expected one of num_classes={num_classes} classes, got {shown(sampler)}")
         if sampler.largest_set is not None and self.num_samples > sampler.largest_set:
             raise ValueError(
-                f"num_samples: expected at most {sampler.largest_set}, which is all that {shown} can put in a set, "
-                f"got {self.num_samples}"
+                f"num_samples: expected at most {sampler.largest_set}, which is all that {shown(sampler)} can put "
+                f"in a set, got {self.num_samples}"
             )
         if sampler.device == self.weight.device or self.weight.is_meta:
             return sampler
@@ -260,8 +259,8 @@ class SampledHead(FlatHead):
 
         def error() -> ValueError:
             return ValueError(
-                f"{expected}, got {target[never][0].item()}, whose probability is 0 under "
-                f"{' '.join(repr(self.sampler).split())}; give it a positive count"
+                f"{expected}, got {target[never][0].item()}, whose probability is 0 under {shown(self.sampler)}; "
+                "give it a positive count"
             )
 
         require(~never.any(), expected, error)

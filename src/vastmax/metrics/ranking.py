@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vastmax.validation import check_distinct, check_int, check_positive_int
+from vastmax.validation import check_distinct, check_int, check_positive_int, shown
 
 
 class RankingScores(NamedTuple):
@@ -50,7 +50,7 @@ class Ranking:
 
     def __init__(self, k: Sequence[int] = (1, 5, 10)) -> None:
         if not isinstance(k, Sequence):
-            raise TypeError(f"k: expected a sequence of cutoffs, got {k!r} of type {type(k).__name__}")
+            raise TypeError(f"k: expected a sequence of cutoffs, got {shown(k)} of type {type(k).__name__}")
         if not k:
             raise ValueError("k: expected at least one cutoff, got none")
         self.k = tuple(check_positive_int("k", cutoff) for cutoff in k)

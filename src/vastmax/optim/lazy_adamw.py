@@ -17,7 +17,7 @@ from vastmax.optim.row_optimizer import (
     step_counter,
     zeros_per_row,
 )
-from vastmax.validation import check_finite_number
+from vastmax.validation import check_finite_number, shown
 
 
 class LazyAdamW(RowOptimizer):
@@ -98,7 +98,7 @@ class LazyAdamW(RowOptimizer):
         for name in ("lr", "eps", "weight_decay"):
             check_finite_number(name, group[name], at_least=0)
         if len(group["betas"]) != 2:
-            raise ValueError(f"betas: expected two numbers, got {group['betas']!r}")
+            raise ValueError(f"betas: expected two numbers, got {shown(group['betas'])}")
         for i, beta in enumerate(group["betas"]):
             check_finite_number(f"betas[{i}]", beta, at_least=0, below=1)
         for name in ("rowwise_second_moment", "stochastic_rounding"):

@@ -12,7 +12,7 @@ from torch.optim.optimizer import ParamsT
 
 from vastmax.kernels.reference.rounding import stochastic_round
 from vastmax.kernels.reference.row_updates import Runs
-from vastmax.validation import LARGEST_INT, check_ids, plain
+from vastmax.validation import LARGEST_INT, check_ids, plain, shown
 
 Group = dict[str, Any]
 State = dict[str, Tensor]
@@ -371,7 +371,7 @@ def _check_variant(groups: Iterable[Group], options: Group) -> None:
         for name in ("amsgrad", "maximize", "dampening", "lr_decay", "weight_decay"):
             if group.get(name) and name not in options:
                 raise ValueError(
-                    f"state_dict: expected no {name!r}, which this optimizer has not, got {group[name]}"
+                    f"state_dict: expected no {name!r}, which this optimizer has not, got {shown(group[name])}"
                 )
 
 
@@ -389,13 +389,13 @@ def _check_state(param: Tensor, state: State) -> None:
         else:
             shapes, expected = [full], f"{tuple(full)}, as the parameter,"
         if value.shape not in shapes:
-            raise ValueError(f"state_dict: expected {name!r} of shape {expected} got {tuple(value.shape)}")
+            raise ValueError(f"state_dict: expected {shown(name)} of shape {expected} got {tuple(value.shape)}")
 
 
 def check_flag(name: str, value: object) -> None:
     """Raise unless `value` is True or False."""
     if not isinstance(value, bool):
-        raise TypeError(f"{name}: expected True or False, got {value!r} of type {type(value).__name__}")
+        raise TypeError(f"{name}: expected True or False, got {shown(value)} of type {type(value).__name__}")
 
 
 def step_counter() -> Tensor:

@@ -92,7 +92,7 @@ class Sampler(nn.Module, ABC):
     def __init__(self, num_classes: int, *, unique: bool = False, device: torch.device | str | None = None) -> None:
         super().__init__()
         if not isinstance(unique, bool):
-            raise TypeError(f"unique: expected True or False, got {unique!r} of type {type(unique).__name__}")
+            raise TypeError(f"unique: expected True or False, got {shown(unique)} of type {type(unique).__name__}")
         self.num_classes = check_positive_int("num_classes", num_classes)
         self.unique = unique
         self._register_table("_anchor", torch.empty(0, dtype=torch.float64, device=device))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vastmax.checking import at_hand
 from vastmax.samplers.base import Batch, Sampler
 from vastmax.samplers.unigram import Unigram
-from vastmax.validation import check_counts
+from vastmax.validation import check_counts, shown
 
 
 class Mixture(Sampler):
@@ -48,7 +48,7 @@ class Mixture(Sampler):
         if len(weight) != len(parts):
             raise ValueError(f"weights: expected {len(parts)}, one per sampler, got {len(weight)}")
         if (weight == 0).any():
-            raise ValueError(f"weights: expected weights greater than 0, got {weight.tolist()}")
+            raise ValueError(f"weights: expected weights greater than 0, got {shown(weight.tolist())}")
 
         super().__init__(parts[0].num_classes, unique=unique, device=parts[0].device)
         self.conditional = any(part.conditional for part in parts)
@@ -111,21 +111,22 @@ class Mixture(Sampler):
 
 def _check_parts(samplers: Sequence[Sampler]) -> list[Sampler]:
     if not isinstance(samplers, Sequence) or not all(isinstance(part, Sampler) for part in samplers):
-        raise TypeError(f"samplers: expected a sequence of samplers, got {samplers!r}")
+        raise TypeError(f"samplers: expected a sequence of samplers, got {shown(samplers)}")
     if len(samplers) == 0:
         raise ValueError("samplers: expected at least one, got none")
     if len({part.num_classes for part in samplers}) > 1:
         sizes = [part.num_classes for part in samplers]
-        raise ValueError(f"samplers: expected the same num_classes in all, got {sizes}")
+        raise ValueError(f"samplers: expected the same num_classes in all, got {shown(sizes)}")
     if len({part.device for part in samplers}) > 1:
-        raise ValueError(f"samplers: expected one device, got {[str(part.device) for part in samplers]}")
+        raise ValueError(f"samplers: expected one device, got {shown([str(part.device) for part in samplers])}")
     for place, part in enumerate(samplers):
         if not part.independent:
             raise ValueError(
-                f"samplers: expected independent draws from a q, which alone can be mixed, got {part!r} at {place}"
+                "samplers: expected independent draws from a q, which alone can be mixed, "
+                f"got {shown(part)} at {place}"
             )
         if part.unique:
             raise ValueError(
-                f"samplers: expected unique=False, which is the mixture's to say, got {part!r} at {place}"
+                f"samplers: expected unique=False, which is the mixture's to say, got {shown(part)} at {place}"
             )
     return list(samplers)

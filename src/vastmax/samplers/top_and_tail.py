@@ -13,7 +13,7 @@ from vastmax.samplers.base import Batch, Candidates, Sampler
 from vastmax.samplers.conditional import BatchCandidates, ConditionalSampler, unrecorded
 from vastmax.samplers.exclusion import is_among
 from vastmax.scoring import linear_log_partition, linear_topk
-from vastmax.validation import check_positive_int
+from vastmax.validation import check_positive_int, shown
 
 
 class TopAndTail(ConditionalSampler):
@@ -54,7 +54,7 @@ class TopAndTail(ConditionalSampler):
         if not sampler.unique or sampler.conditional:
             raise ValueError(
                 "sampler: expected one with unique=True whose q does not depend on the batch, which draws a class "
-                f"independently of the others, got {sampler!r}"
+                f"independently of the others, got {shown(sampler)}"
             )
         super().__init__(sampler.num_classes, unique=True, device=sampler.device)
         self.top = check_positive_int("top", top)

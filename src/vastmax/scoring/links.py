@@ -68,7 +68,7 @@ def link_of(softcap: float | None, link: Link | None) -> Link | None:
         return link
     cap = SoftCap(check_finite_number("softcap", softcap, above=0.0))
     if link is not None:
-        raise ValueError(f"link: expected none beside softcap={softcap}, got {link!r}")
+        raise ValueError(f"link: expected none beside softcap={shown(softcap)}, got {shown(link)}")
     return cap
 
 

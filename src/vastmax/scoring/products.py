@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from vastmax.arithmetic import without_autocast
 from vastmax.kernels import has_kernel, implementation
 from vastmax.kernels.choice import log
+from vastmax.validation import shown
 
 PRODUCT_DTYPES = (None, torch.bfloat16)
 
@@ -250,6 +251,6 @@ def _undisturbed() -> Iterator[None]:
 def check_product_dtype(dtype: torch.dtype | None, device: torch.device | None = None) -> None:
     """Raise unless products can be computed so, on the device if it is known."""
     if dtype not in PRODUCT_DTYPES:
-        raise ValueError(f"product_dtype: expected torch.bfloat16 or None, got {dtype!r}")
+        raise ValueError(f"product_dtype: expected torch.bfloat16 or None, got {shown(dtype)}")
     if dtype is not None and device is not None and device.type != "cpu":
         raise ValueError(f"product_dtype: expected tensors on the CPU beside {dtype}, got device {device}")

@@ -23,11 +23,10 @@ from vastmax.functional import kl_divergence
 from vastmax.heads import FlatHead, Head, MixtureOfSoftmaxes, SigSoftmax, Softmax
 from vastmax.metrics.log_prob_rank import log_prob_spectrum
 from vastmax.study.density import check_rising, check_seed
-from vastmax.study.estimator_options import check_names
 from vastmax.study.surroundings import surroundings
 from vastmax.tasks.lm.corpus import read_streams
 from vastmax.tasks.lm.train import eval_batches, load_run
-from vastmax.validation import check_finite_number, check_positive_int, make_plain
+from vastmax.validation import check_finite_number, check_names, check_positive_int, cut, make_plain, shown
 
 HEADS = ("softmax", "sigsoftmax", "mixture")
 LEARNING_RATE = 0.1
@@ -227,9 +226,11 @@ def run_hidden(folder: Path, num_rows: int) -> Fit:
     head = model.head.double()
     least = head.in_features + 3
     if head.num_classes < least:
-        raise ValueError(f"run: expected more than d + 2 = {least - 1} classes in {folder}, got {head.num_classes}")
+        raise ValueError(
+            f"run: expected more than d + 2 = {least - 1} classes in {shown(folder)}, got {head.num_classes}"
+        )
     if num_rows < least:
-        raise ValueError(f"rows: expected more than d + 2 = {least - 1} for {folder}, got {num_rows}")
+        raise ValueError(f"rows: expected more than d + 2 = {least - 1} for {shown(folder)}, got {num_rows}")
     hidden, state, missing = [], None, num_rows
     for tokens, following in eval_batches(read_streams(config, vocabulary).test, config):
         rows, state = model.body(tokens, state)
@@ -259,7 +260,7 @@ def study_runs(
     """
     rows = check_positive_int("rows", rows)
     if not folders or len({folder.resolve() for folder in folders}) < len(folders):
-        raise ValueError(f"run: expected distinct folders, got {', '.join(map(str, folders)) or 'none'}")
+        raise ValueError(f"run: expected distinct folders, got {cut(', '.join(map(str, folders))) or 'none'}")
     loaded = {folder: run_hidden(folder, rows) for folder in folders}  # what cannot be read is said before the work
     runs = []
     for folder, (head, hidden) in loaded.items():

@@ -12,7 +12,6 @@ import torch
 from vastmax.study.repeats import (
     begin,
     check_begun,
-    check_distinct,
     kept,
     one_thread,
     spread,
@@ -26,6 +25,7 @@ from vastmax.tasks.classify.heads import KINDS
 from vastmax.tasks.classify.model import Classifier
 from vastmax.tasks.classify.train import train
 from vastmax.tasks.files import RESULTS, whole, write_json
+from vastmax.validation import check_names
 
 PROBABILITIES = "probabilities.npy"
 MAX_PROBABILITIES = 10_000_000
@@ -53,7 +53,7 @@ def compare_classifiers(
         ValueError: an unknown or repeated head, a folder with another comparison in it, unusable data, a model
             too large for memory.
     """
-    check_distinct("heads", heads, tuple(KINDS))
+    check_names("heads", heads, KINDS)
     check_begun(folder, resume=resume)
     data = read_data(config.data)
     problems = [pose(data, config, config.seed + repeat) for repeat in range(config.seeds)]

@@ -18,7 +18,7 @@ from vastmax.tasks.lm.heads import HEADS, check_head
 from vastmax.tasks.lm.model import LanguageModel
 from vastmax.tasks.lm.run import RunFolder
 from vastmax.tasks.lm.train import check_device, train
-from vastmax.validation import check_choice
+from vastmax.validation import check_names, shown
 
 
 def compare_language_models(
@@ -41,20 +41,15 @@ def compare_language_models(
     Raises:
         ValueError: an unknown or repeated head, a folder with another comparison in it, unusable data.
     """
-    for head in heads:
-        check_choice("heads", head, HEADS)
-    if not heads or len(set(heads)) < len(heads):
-        raise ValueError(
-            f"heads: expected distinct names out of {', '.join(HEADS)}, got {', '.join(heads) or 'none'}"
-        )
+    check_names("heads", heads, HEADS)
     check_folder(folder)
     begun = [head for head in HEADS if RunFolder(folder / head).options.exists()]
     if begun and not resume:
         raise ValueError(
-            f"out: {folder} holds a comparison already; add --resume to go on with it, or name another"
+            f"out: {shown(folder)} holds a comparison already; add --resume to go on with it, or name another"
         )
     if resume and not begun:
-        raise ValueError(f"resume: expected a comparison to go on with in {folder}, found none")
+        raise ValueError(f"resume: expected a comparison to go on with in {shown(folder)}, found none")
     check_device(config.device)
 
     streams = read_streams(config)

@@ -13,7 +13,6 @@ from torch import nn
 from vastmax.study.repeats import (
     begin,
     check_begun,
-    check_distinct,
     kept,
     one_thread,
     spread,
@@ -27,6 +26,7 @@ from vastmax.tasks.contrast.config import ContrastConfig
 from vastmax.tasks.contrast.losses import KINDS, build_loss
 from vastmax.tasks.contrast.train import build_encoder, check_batch, score, train
 from vastmax.tasks.files import RESULTS, whole, write_json
+from vastmax.validation import check_names
 
 EMBEDDINGS = "embeddings.npy"
 PIXELS = "pixels"
@@ -54,7 +54,7 @@ def compare_contrastive(
         ValueError: an unknown or repeated loss, a folder with another comparison in it, a batch too large, a model
             too large for memory.
     """
-    check_distinct("losses", losses, tuple(KINDS))
+    check_names("losses", losses, KINDS)
     check_begun(folder, resume=resume)
     data = digits()
     problems = [pose(data, ClassifyConfig(), config.seed + repeat) for repeat in range(config.seeds)]

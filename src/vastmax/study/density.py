@@ -21,7 +21,7 @@ from torch.distributions import Distribution, Independent, MultivariateNormal, N
 
 from vastmax.density import NCE, UnnormalizedGaussian, fit, gaussian_noise, uniform_noise
 from vastmax.study.surroundings import surroundings
-from vastmax.validation import check_choice, check_positive_int, make_plain
+from vastmax.validation import check_choice, check_positive_int, make_plain, shown
 
 QUANTITIES = ("precision", "log_partition")
 CONDITION = 10.0
@@ -85,13 +85,13 @@ def check_rising(option: str, numbers: tuple[int, ...]) -> None:
     for number in numbers:
         check_positive_int(option, number)
     if not numbers or list(numbers) != sorted(set(numbers)):
-        raise ValueError(f"{option}: expected rising numbers, got {numbers}")
+        raise ValueError(f"{option}: expected rising numbers, got {shown(numbers)}")
 
 
 def check_seed(seed: object) -> None:
     """Raise ValueError unless `seed` is an integer that every generator can be seeded by."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise ValueError(f"seed: expected an integer of at least 0 and less than 2**63, got {seed!r}")
+        raise ValueError(f"seed: expected an integer of at least 0 and less than 2**63, got {shown(seed)}")
 
 
 class Estimate(NamedTuple):

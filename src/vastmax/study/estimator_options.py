@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from vastmax import heads, samplers
 from vastmax.heads import SampledHead
 from vastmax.samplers import HardNegatives, RandomFeatures, Sampler, TopAndTail, TreeGuided
-from vastmax.validation import check_choice, check_finite_number, check_positive_int, make_plain
+from vastmax.validation import check_finite_number, check_names, check_positive_int, make_plain, shown
 
 if TYPE_CHECKING:
     from vastmax.study.problems import Problem
@@ -86,28 +86,18 @@ class StudyOptions:
 
     def __post_init__(self) -> None:
         make_plain(self)
-        check_names("estimators", self.estimators, tuple(ESTIMATORS))
-        check_names("samplers", self.samplers, tuple(SAMPLERS))
+        check_names("estimators", self.estimators, ESTIMATORS)
+        check_names("samplers", self.samplers, SAMPLERS)
         for k in self.num_samples:
             check_positive_int("k", k)
         if not self.num_samples or list(self.num_samples) != sorted(set(self.num_samples)):
-            raise ValueError(f"k: expected rising numbers of samples, got {self.num_samples}")
+            raise ValueError(f"k: expected rising numbers of samples, got {shown(self.num_samples)}")
         if check_positive_int("repeats", self.repeats) < 2:
             raise ValueError("repeats: expected at least 2, so that estimates have a spread, got 1")
         check_finite_number("accuracy", self.accuracy, above=0.0)
 
 
-def check_names(option: str, names: Sequence[str], known: Sequence[str]) -> None:
-    """Raise ValueError unless `names` are some of the known ones, each once."""
-    for name in names:
-        check_choice(option, name, known)
-    if not names or len(set(names)) < len(names):
-        raise ValueError(
-            f"{option}: expected distinct names out of {', '.join(known)}, got {', '.join(names) or 'none'}"
-        )
-
-
-def parse_names(option: str, text: str, known: Mapping[str, object]) -> tuple[str, ...]:
+def parse_names(option: str, text: str, known: Iterable[str]) -> tuple[str, ...]:
     """Read names with commas between, or `all`; raise ValueError unless they are known, each once."""
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     if names == ("all",):
@@ -121,4 +111,4 @@ def parse_counts(option: str, text: str) -> tuple[int, ...]:
     try:
         return tuple(int(number) for number in text.split(","))
     except ValueError as error:
-        raise ValueError(f"{option}: expected whole numbers with commas between, got {text!r}") from error
+        raise ValueError(f"{option}: expected whole numbers with commas between, got {shown(text)}") from error

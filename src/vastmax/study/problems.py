@@ -13,7 +13,7 @@ from vastmax.heads import FlatHead
 from vastmax.scoring import linear_logits
 from vastmax.tasks.lm.corpus import read_streams
 from vastmax.tasks.lm.train import eval_batches, load_run
-from vastmax.validation import check_positive_int
+from vastmax.validation import check_positive_int, shown
 
 LOGIT_SPREAD = 2.0
 """Standard deviation of hidden . weight in the made-up model: its softmax is 2 nats from the class frequencies."""
@@ -118,7 +118,7 @@ def run_problem(folder: Path, num_rows: int = 256) -> Problem:
     head = model.head
     if not isinstance(head, FlatHead):
         raise ValueError(
-            f"run: expected a head with one row of weight per class, got {type(head).__name__} in {folder}"
+            f"run: expected a head with one row of weight per class, got {type(head).__name__} in {shown(folder)}"
         )
     model.eval()
     hidden, target, state = [], [], None

@@ -13,7 +13,7 @@ import torch
 
 from vastmax.study.surroundings import surroundings
 from vastmax.tasks.files import check_folder, check_free, write_json
-from vastmax.validation import check_choice
+from vastmax.validation import shown
 
 SETTING = "setting.json"
 DONE = "result.json"
@@ -25,10 +25,10 @@ def check_begun(folder: Path, *, resume: bool) -> None:
     begun = (folder / SETTING).exists()
     if begun and not resume:
         raise ValueError(
-            f"out: {folder} holds a comparison already; add --resume to go on with it, or name another"
+            f"out: {shown(folder)} holds a comparison already; add --resume to go on with it, or name another"
         )
     if resume and not begun:
-        raise ValueError(f"resume: expected a comparison to go on with in {folder}, found none")
+        raise ValueError(f"resume: expected a comparison to go on with in {shown(folder)}, found none")
     if not begun:
         check_free(folder)
 
@@ -45,7 +45,8 @@ def begin(folder: Path, setting: dict[str, Any]) -> None:
             before = dict(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
             raise ValueError(
-                f"{path}: expected the setting of a comparison in JSON, got something else; begin in another folder"
+                f"{shown(path)}: expected the setting of a comparison in JSON, got something else; begin in "
+                "another folder"
             ) from error
         check_same(folder, before, setting)
     else:
@@ -56,7 +57,7 @@ def begin(folder: Path, setting: dict[str, Any]) -> None:
 def check_same(folder: Path, before: dict[str, Any], setting: dict[str, Any]) -> None:
     """Raise ValueError naming what differs between two settings."""
     if different := [name for name in setting if name not in before or before[name] != setting[name]]:
-        raise ValueError(f"resume: {folder} was begun with another {', '.join(different)}")
+        raise ValueError(f"resume: {shown(folder)} was begun with another {', '.join(different)}")
 
 
 def with_done(
@@ -67,16 +68,6 @@ def with_done(
     if beside := [name for name in found if name not in names]:
         say(f"{folder} has results of {', '.join(beside)} too: they stay in the comparison")
     return found
-
-
-def check_distinct(option: str, names: Sequence[str], known: Sequence[str]) -> None:
-    """Raise ValueError unless `names` are some of the known ones, each once."""
-    for name in names:
-        check_choice(option, name, known)
-    if not names or len(set(names)) < len(names):
-        raise ValueError(
-            f"{option}: expected distinct names out of {', '.join(known)}, got {', '.join(names) or 'none'}"
-        )
 
 
 def kept(folder: Path, setting: dict[str, Any], measure: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
@@ -110,7 +101,7 @@ def read_kept(path: Path, setting: dict[str, Any]) -> dict[str, Any]:
             raise KeyError("seeds, or what they hold for")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path}: expected the result of a comparison in JSON, got something else; delete the file, and "
+            f"{shown(path)}: expected the result of a comparison in JSON, got something else; delete the file, and "
             "--resume will make it anew"
         ) from error
     check_same(path.parent, before, setting)

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vastmax.validation import shown
+
 RESULTS = "results.json"
 
 
 def check_folder(path: Path) -> None:
-    """Raise ValueError if results cannot be put in a folder of that name."""
+    """Raise ValueError if a file is in the way of a folder of that name, OSError if there can be no such name."""
     for place in (path, *path.parents):
-        if place.exists():
-            if not place.is_dir():
-                raise ValueError(f"out: expected the name of a folder, got {path}, and {place} is a file")
-            return
+        try:
+            mode = place.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        if not stat.S_ISDIR(mode):
+            raise ValueError(f"out: expected the name of a folder, got {shown(path)}, and {shown(place)} is a file")
+        return
 
 
 def check_free(folder: Path) -> None:
     """Raise ValueError if results cannot be put in a folder of that name, or are there already."""
     check_folder(folder)
     if (folder / RESULTS).exists():
-        raise ValueError(f"out: {folder} holds results already; name another folder")
+        raise ValueError(f"out: {shown(folder)} holds results already; name another folder")
 
 
 @contextmanager

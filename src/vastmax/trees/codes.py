@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from vastmax.trees.tree import Tree
+from vastmax.validation import shown
 
 
 def from_paths(paths: Sequence[str | Sequence[int]]) -> Tree:
@@ -54,11 +55,11 @@ def from_paths(paths: Sequence[str | Sequence[int]]) -> Tree:
 
 def _word(label: int, path: str | Sequence[int]) -> str:
     if not isinstance(path, Sequence):
-        raise TypeError(f"paths: expected strings or sequences of 0 and 1, got {path!r} for class {label}")
+        raise TypeError(f"paths: expected strings or sequences of 0 and 1, got {shown(path)} for class {label}")
     turns = ("0", "1") if isinstance(path, str) else (0, 1)
     for turn in path:
         if turn not in turns:
-            raise ValueError(f"paths: expected turns 0 and 1, got {turn!r} in the path of class {label}")
+            raise ValueError(f"paths: expected turns 0 and 1, got {shown(turn)} in the path of class {label}")
     return path if isinstance(path, str) else "".join(str(int(turn)) for turn in path)
 
 
@@ -75,8 +76,8 @@ def _check_complete_code(words: list[str]) -> None:
         word = words[label]
         if label != order[0] and word.startswith(words[last]):
             raise ValueError(
-                f"paths: expected no path at the beginning of another, got {words[last]!r} for class {last} "
-                f"and {word!r} for class {label}"
+                f"paths: expected no path at the beginning of another, got {shown(words[last])} for class {last} "
+                f"and {shown(word)} for class {label}"
             )
         if branch is not None and not word.startswith(branch):
             raise _missing(branch, last)
@@ -92,6 +93,6 @@ def _check_complete_code(words: list[str]) -> None:
 
 def _missing(branch: str, label: int) -> ValueError:
     return ValueError(
-        f"paths: expected a path that begins with {branch!r}, because that of class {label} turns the other way "
-        f"after {branch[:-1]!r}; got none"
+        f"paths: expected a path that begins with {shown(branch)}, because that of class {label} turns the other "
+        f"way after {shown(branch[:-1])}; got none"
     )

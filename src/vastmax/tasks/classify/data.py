@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vastmax.tasks.classify.config import ClassifyConfig
 from vastmax.tasks.classify.labelled_text import PARTS, read_labelled_text
+from vastmax.validation import shown
 
 Ids = NDArray[np.int64]
 MIN_ROWS = 3  # of a class that is to be split: one for each part
@@ -137,7 +138,7 @@ def labelled_text(path: Path) -> LabelledData:
     part = np.repeat(np.arange(3), [len(parts[name]) for name in PARTS]) if "train" in parts else None
     classes, notes = classes_to_split(labels) if part is None else classes_of_train(path, labels, part)
     if len(classes) < 2:
-        raise ValueError(f"{path}: expected rows of at least 2 classes to train on, got {len(classes)}")
+        raise ValueError(f"{shown(path)}: expected rows of at least 2 classes to train on, got {len(classes)}")
     kept = np.isin(labels, classes)
     return LabelledData(
         path.name if path.is_dir() else path.stem,
@@ -172,7 +173,7 @@ def classes_of_train(path: Path, labels: Ids, part: Ids) -> tuple[Ids, list[str]
         there = labels[part == index]
         lost = there[~np.isin(there, classes)]
         if len(lost) == len(there):
-            raise ValueError(f"{path}: expected labels of train in {PARTS[index]}, got none of them")
+            raise ValueError(f"{shown(path)}: expected labels of train in {PARTS[index]}, got none of them")
         if len(lost):
             unseen = f"{len(np.unique(lost)):,} labels that train lacks"
             notes.append(f"left out: {len(lost):,} rows of {PARTS[index]} with {unseen}")

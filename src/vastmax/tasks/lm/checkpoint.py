@@ -13,7 +13,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from vastmax.optim.row_optimizer import RowOptimizer
-from vastmax.validation import shown
+from vastmax.validation import cut, shown
 
 CONTENT = ("state_dict", "optimizer_states", "loops", "callbacks", "recurrent_state")
 
@@ -46,20 +46,22 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ValueError: a file that is cut short or that is no such checkpoint.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected the checkpoint of a run, found no such file")
+        raise FileNotFoundError(f"{shown(path)}: expected the checkpoint of a run, found no such file")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = cut(next(iter(str(error).strip().splitlines()), type(error).__name__))
         raise ValueError(
-            f"{path}: expected a whole checkpoint of tensors, got a file that is not: {reason}"
+            f"{shown(path)}: expected a whole checkpoint of tensors, got a file that is not: {reason}"
         ) from error
     if isinstance(content, dict) and not isinstance(content.get("state_dict", {}), dict):
-        raise ValueError(f"{path}: expected the weights of a model, got {type(content['state_dict']).__name__}")
+        raise ValueError(
+            f"{shown(path)}: expected the weights of a model, got {type(content['state_dict']).__name__}"
+        )
     missing = [name for name in CONTENT if not isinstance(content, dict) or name not in content]
     if missing:
         raise ValueError(
-            f"{path}: expected a checkpoint of a language-model run, got one without {', '.join(missing)}"
+            f"{shown(path)}: expected a checkpoint of a language-model run, got one without {', '.join(missing)}"
         )
     return dict(content)
 
@@ -73,8 +75,8 @@ def load_weights(model: torch.nn.Module, checkpoint: dict[str, Any], path: Path)
     try:
         model.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path}: expected the weights of this run, got others: {reason}") from error
+        reason = cut(str(error).removeprefix(f"Error(s) in loading state_dict for {type(model).__name__}:"))
+        raise ValueError(f"{shown(path)}: expected the weights of this run, got others: {reason}") from error
 
 
 def pay_debts(optimizer: RowOptimizer, checkpoint: dict[str, Any], path: Path) -> None:
@@ -87,10 +89,11 @@ def pay_debts(optimizer: RowOptimizer, checkpoint: dict[str, Any], path: Path) -
     """
     states = checkpoint["optimizer_states"]
     if not isinstance(states, list) or len(states) != 1:
-        raise ValueError(f"{path}: expected the state of one optimizer, got {shown(states)}")
+        raise ValueError(f"{shown(path)}: expected the state of one optimizer, got {shown(states)}")
     try:
         optimizer.load_state_dict(states[0])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path}: expected the state of this run's optimizer, got another: {reason}") from error
+        raise ValueError(
+            f"{shown(path)}: expected the state of this run's optimizer, got another: {cut(str(error))}"
+        ) from error
     optimizer.catch_up()

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from vastmax.validation import check_choice, check_finite_number, check_positive_int, make_plain
+from vastmax.validation import check_choice, check_finite_number, check_positive_int, make_plain, shown
 
 SAMPLERS = (
     "unigram",
@@ -40,7 +40,7 @@ def duration(text: str) -> float:
     try:
         return float(number) * unit
     except ValueError as error:
-        raise ValueError(f"expected a duration such as 90s, 5m or 1h, got {text!r}") from error
+        raise ValueError(f"expected a duration such as 90s, 5m or 1h, got {shown(text)}") from error
 
 
 def option(default: Any, help: str, **metadata: Any) -> Any:
@@ -133,16 +133,16 @@ class LMConfig:
             content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(
-                f"{path}: expected the options of a run in JSON, got a file that is not: {error}"
+                f"{shown(path)}: expected the options of a run in JSON, got a file that is not: {error}"
             ) from error
         names = {f.name for f in fields(cls)}
         if not isinstance(content, dict) or not names <= content.keys():
-            raise ValueError(f"{path}: expected the options of a run, got JSON of something else")
+            raise ValueError(f"{shown(path)}: expected the options of a run, got JSON of something else")
         options = {name: content.pop(name) for name in names}
         try:
             return cls(**options), content
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise ValueError(f"{shown(path)}: {error}") from error
 
     def differences(self, other: LMConfig) -> list[str]:
         """Name the options in which two runs differ."""

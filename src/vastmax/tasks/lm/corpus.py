@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
 from vastmax.data import Vocabulary, build_vocabulary, read_corpus, standard_library
 from vastmax.tasks.lm.config import LMConfig
+from vastmax.validation import shown
 
 
 @dataclass(frozen=True)
@@ -53,5 +55,7 @@ def read_streams(config: LMConfig, vocabulary: Vocabulary | None = None) -> Toke
     train, valid, test = (vocabulary.encode(lines) for lines in (corpus.train, corpus.valid, corpus.test))
     for name, stream in (("validation", valid), ("test", test)):
         if len(stream) < 2:
-            raise ValueError(f"{corpus.source}: expected at least 2 tokens of {name} text, got {len(stream)}")
+            raise ValueError(
+                f"{shown(Path(corpus.source))}: expected at least 2 tokens of {name} text, got {len(stream)}"
+            )
     return TokenStreams(corpus.name, corpus.source, list(corpus.notes), vocabulary, train, valid, test)

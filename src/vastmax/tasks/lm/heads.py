@@ -156,19 +156,3 @@ def check_head(name: str, config: LMConfig, counts: Tensor) -> None:
         build_head(name, config, counts[falling(counts)])
     except ValueError as error:
         raise ValueError(f"{name} with --sampler {config.sampler}: {error}") from error
-
-
-def parse_heads(names: str) -> list[str]:
-    """Read a list of heads with commas between, or `all`.
-
-    Raises:
-        ValueError: an unknown or repeated name, or none.
-    """
-    chosen = [name.strip() for name in names.split(",") if name.strip()]
-    if chosen == ["all"]:
-        return list(HEADS)
-    for name in chosen:
-        check_choice("heads", name, (*HEADS, "all"))
-    if not chosen or len(set(chosen)) < len(chosen):
-        raise ValueError(f"heads: expected distinct names out of {', '.join(HEADS)}, got {names!r}")
-    return chosen

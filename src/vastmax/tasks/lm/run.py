@@ -10,6 +10,7 @@ from typing import Any
 from vastmax.tasks.files import check_folder, write_json
 from vastmax.tasks.lm.config import LMConfig
 from vastmax.tasks.lm.corpus import TokenStreams
+from vastmax.validation import shown
 
 RESULT_KEYS = {"head", "steps", "tokens", "seconds", "tokens_per_second", "ms_per_step", "curve", "valid", "test"}
 
@@ -43,12 +44,14 @@ class RunFolder:
             config.save(self.options, head=head, text=text)
             return
         if not resume:
-            raise ValueError(f"out: {self.path} holds a run already; add --resume to go on, or name another folder")
+            raise ValueError(
+                f"out: {shown(self.path)} holds a run already; add --resume to go on, or name another folder"
+            )
         saved, more = LMConfig.load(self.options)
         different = saved.differences(config)
         different += [name for name, value in (("head", head), ("text", text)) if more.get(name) != value]
         if different:
-            raise ValueError(f"resume: {self.path} was begun with another {', '.join(different)}")
+            raise ValueError(f"resume: {shown(self.path)} was begun with another {', '.join(different)}")
 
     def result(self) -> dict[str, Any] | None:
         """Return the result of a run that is done, None of one that is not.
@@ -62,10 +65,10 @@ class RunFolder:
             result = json.loads(self.results.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(
-                f"{self.results}: expected a result in JSON, got a file that is not: {error}"
+                f"{shown(self.results)}: expected a result in JSON, got a file that is not: {error}"
             ) from error
         if not isinstance(result, dict) or not result.keys() >= RESULT_KEYS:
-            raise ValueError(f"{self.results}: expected the result of a run, got JSON of something else")
+            raise ValueError(f"{shown(self.results)}: expected the result of a run, got JSON of something else")
         return result
 
     def finish(self, result: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ from vastmax.tasks.lm.model import ExactScores, LanguageModel, parameter_count
 from vastmax.tasks.lm.record import Record
 from vastmax.tasks.lm.run import RunFolder
 from vastmax.trees import Tree
+from vastmax.validation import shown
 
 EVAL_STRANDS = 16
 EVAL_LENGTH = 64
@@ -158,7 +159,7 @@ def load_run(folder: Path) -> tuple[LMConfig, Vocabulary, LanguageModel]:
     """
     run = RunFolder(folder)
     if not run.options.exists():
-        raise FileNotFoundError(f"{folder}: expected the folder of a run, with a config.json")
+        raise FileNotFoundError(f"{shown(folder)}: expected the folder of a run, with a config.json")
     config, more = LMConfig.load(run.options)
     vocabulary = Vocabulary.load(run.vocabulary)
     checkpoint = read_checkpoint(run.checkpoint)
