@@ -13,24 +13,25 @@ Example:
     torch.Size([32])
 """
 
-from importlib.metadata import version
+TYPE_CHECKING = False  # typing's own takes longer to import than all else that the command needs to answer Ctrl-C
+if TYPE_CHECKING:
+    from vastmax import (
+        calibration,
+        contrastive,
+        density,
+        functional,
+        heads,
+        kernels,
+        metrics,
+        optim,
+        samplers,
+        scoring,
+        trees,
+    )
+    from vastmax.checking import checks
 
-from vastmax import (
-    calibration,
-    contrastive,
-    density,
-    functional,
-    heads,
-    kernels,
-    metrics,
-    optim,
-    samplers,
-    scoring,
-    trees,
-)
-from vastmax.checking import checks
+    __version__: str
 
-__version__ = version("vastmax")
 __all__ = [
     "calibration",
     "checks",
@@ -45,3 +46,20 @@ __all__ = [
     "scoring",
     "trees",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import a part when it is first named: the command has to answer Ctrl-C before torch is there."""
+    if name in __all__:
+        from importlib import import_module
+
+        return import_module("vastmax.checking").checks if name == "checks" else import_module(f"vastmax.{name}")
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("vastmax")
+    raise AttributeError(f"module 'vastmax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

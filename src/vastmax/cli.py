@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
+
+from vastmax.interruption import end_on_ctrl_c, ignore_ctrl_c
 
 
 def main() -> None:
     """Run the command."""
+    end_on_ctrl_c()
+    from importlib.util import find_spec
+
     missing = [
         name
         for name in ("typer", "lightning", "tokenizers", "matplotlib", "sklearn", "torchmetrics")
-        if not importlib.util.find_spec(name)
+        if not find_spec(name)
     ]
     if missing:
         print(f"vastmax: the command needs {', '.join(missing)}: pip install 'vastmax[train]'", file=sys.stderr)
         sys.exit(2)
-    try:
-        from vastmax.commands import run
+    from vastmax.commands import run
 
-        sys.exit(run(sys.argv[1:]))
-    except KeyboardInterrupt:  # before a command has begun
-        print("vastmax: interrupted", file=sys.stderr)
-        sys.exit(130)
+    status = run(sys.argv[1:])
+    ignore_ctrl_c()
+    sys.exit(status)

@@ -2,12 +2,7 @@
 
 import json
 import math
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 import tracemalloc
 from dataclasses import replace
 
@@ -608,36 +603,6 @@ def test_the_data_may_be_named_from_elsewhere(clinc, tmp_path, monkeypatch):
     clinc.write_text(clinc.read_text().replace("hoot", "boot"))
     with pytest.raises(ValueError, match=r"out was begun with another data$"):
         compare_classifiers(config, ["exact"], folder, resume=True)
-
-
-def test_ctrl_c_says_how_to_go_on(tmp_path):
-    folder = tmp_path / "my out"
-    options = ["--heads=exact", "--epochs=100000", "--hidden=4", "--seeds=1", f"--out={folder}"]
-    command = [sys.executable, "-m", "vastmax", "compare", "classify", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        command,
-        stdout=-1,
-        stderr=-1,
-        text=True,
-        env=environment,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        ),  # ignored where the tests run in background
-    ) as process:
-        deadline = time.monotonic() + 120
-        while not (folder / "exact").exists():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=60)
-    assert process.returncode == 130
-    said = [line for line in error.splitlines() if not line.startswith("compiled ")]  # on a machine's first run
-    assert said == [
-        f"vastmax: interrupted; what is done is kept, and the same command with --resume --out '{folder}' goes on"
-    ]
-    assert (folder / "setting.json").exists()
 
 
 def test_an_interruption_before_the_work_leaves_nothing(tmp_path, monkeypatch, capsys):

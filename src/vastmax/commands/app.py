@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from vastmax.interruption import Interrupted, nothing_kept, saying
 from vastmax.validation import cut, shown
 
 LONGEST = 500
@@ -26,12 +27,10 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was named."""
-        from vastmax.tasks.lm.train import Interrupted
-
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
-            raise Interrupted("interrupted") from stop
+            raise Interrupted(nothing_kept()) from stop
 
 
 app = typer.Typer(
@@ -112,16 +111,22 @@ def one_line(error: Exception, arguments: Sequence[str]) -> str:
 
 
 @contextmanager
-def resumable(folder: Path) -> Iterator[None]:
-    """Tell a user who interrupts a comparison how to go on with what its folder holds by then."""
-    from vastmax.tasks.lm.train import Interrupted
+def resumable(folder: Path, begun: Callable[[Path], object]) -> Iterator[None]:
+    """Tell a user who interrupts a command how to go on with what its folder holds by then.
 
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        if not folder.is_dir() or not any(folder.iterdir()):
-            raise
-        raise Interrupted(
-            "interrupted; what is done is kept, and the same command with "
-            f"--resume --out {shlex.quote(str(folder))} goes on"
-        ) from stop
+    `begun` says whether the folder holds anything that --resume goes on with.
+    """
+
+    def message(what: str = "interrupted") -> str:
+        if not begun(folder):
+            return nothing_kept()
+        options = f"--resume --out {shlex.quote(str(folder))}"
+        return f"{what}; what is done is kept, and the same command with {options} goes on"
+
+    with saying(message):
+        try:
+            yield
+        except KeyboardInterrupt as stop:
+            raise Interrupted(message()) from stop
+        except Interrupted as stop:
+            raise Interrupted(message(str(stop))) from stop

@@ -43,18 +43,19 @@ def train_lm(
     check_choice("head", head, HEADS)
     folder = out or new_folder("train-lm", resume)
     check_folder(folder)
-    if resume and not RunFolder(folder).options.exists():
+    if resume and not RunFolder(folder).begun:
         raise ValueError(f"resume: expected a run to go on with in {shown(folder)}, found none")
-    streams = read_streams(config)
-    console.print(describe(streams))
-    result = train(
-        config,
-        head,
-        folder,
-        streams,
-        resume=resume,
-        announce=lambda point: console.print(describe_point(head, point)),
-    )
+    with resumable(folder, lambda folder: RunFolder(folder).begun):
+        streams = read_streams(config)
+        console.print(describe(streams))
+        result = train(
+            config,
+            head,
+            folder,
+            streams,
+            resume=resume,
+            announce=lambda point: console.print(describe_point(head, point)),
+        )
     print_scores(result)
     console.print(f"run: {folder}", soft_wrap=True)
 
@@ -70,15 +71,15 @@ def compare_lm(
     resume: Resume = False,
 ) -> None:
     """Compare output layers of a language model, 60 s of training each unless told otherwise."""
-    from vastmax.study.compare import compare_language_models
+    from vastmax.study.compare import compare_language_models, has_begun
     from vastmax.study.report import terminal_table, verdict, write_report
 
     folder = out or new_folder("compare-lm", resume)
-    with resumable(folder):
+    with resumable(folder, has_begun):
         results = compare_language_models(
             config, parse_names("heads", heads, HEADS), folder, resume=resume, say=console.print
         )
-    report = write_report(results, folder)
+        report = write_report(results, folder)
     console.print(terminal_table(results))
     console.print(verdict(results))
     console.print(f"report: {report}", soft_wrap=True)

@@ -27,12 +27,13 @@ def compare_classify(
     """Compare output layers of a classifier, on handwritten digits or on your texts and their labels."""
     from vastmax.study import classify_report as report
     from vastmax.study.classify import compare_classifiers
+    from vastmax.study.repeats import has_begun
 
     folder = out or new_folder("compare-classify", resume)
     names = parse_names("heads", heads, HEADS)
-    with resumable(folder):
+    with resumable(folder, has_begun):
         results = compare_classifiers(config, names, folder, resume=resume, say=console.print)
-    page = report.write_report(results, folder)
+        page = report.write_report(results, folder)
     console.print(report.terminal_table(results))
     console.print(report.verdict(results))
     console.print(f"report: {page}", soft_wrap=True)
@@ -51,12 +52,13 @@ def compare_contrast(
     """Compare contrastive losses on two views of each handwritten digit."""
     from vastmax.study import contrast_report as report
     from vastmax.study.contrast import compare_contrastive
+    from vastmax.study.repeats import has_begun
 
     folder = out or new_folder("compare-contrast", resume)
     names = parse_names("losses", losses, LOSSES)
-    with resumable(folder):
+    with resumable(folder, has_begun):
         results = compare_contrastive(config, names, folder, resume=resume, say=console.print)
-    page = report.write_report(results, folder)
+        page = report.write_report(results, folder)
     console.print(report.terminal_table(results))
     console.print(report.verdict(results))
     console.print(f"report: {page}", soft_wrap=True)

@@ -43,7 +43,7 @@ def compare_language_models(
     """
     check_names("heads", heads, HEADS)
     check_folder(folder)
-    begun = [head for head in HEADS if RunFolder(folder / head).options.exists()]
+    begun = has_begun(folder)
     if begun and not resume:
         raise ValueError(
             f"out: {shown(folder)} holds a comparison already; add --resume to go on with it, or name another"
@@ -77,6 +77,11 @@ def compare_language_models(
     }
     write_json(folder / RESULTS, content)
     return content
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether a folder holds a comparison, done or not."""
+    return any(RunFolder(folder / head).begun for head in HEADS)
 
 
 def step_memory(config: LMConfig, head: str, streams: TokenStreams) -> int:

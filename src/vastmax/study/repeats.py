@@ -19,10 +19,15 @@ SETTING = "setting.json"
 DONE = "result.json"
 
 
+def has_begun(folder: Path) -> bool:
+    """Whether a folder holds a comparison, done or not."""
+    return (folder / SETTING).exists()
+
+
 def check_begun(folder: Path, *, resume: bool) -> None:
     """Raise ValueError if a folder holds a comparison that is not to be gone on with, or none that is."""
     check_folder(folder)
-    begun = (folder / SETTING).exists()
+    begun = has_begun(folder)
     if begun and not resume:
         raise ValueError(
             f"out: {shown(folder)} holds a comparison already; add --resume to go on with it, or name another"

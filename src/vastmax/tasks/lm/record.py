@@ -78,7 +78,11 @@ class Record(Callback):
 
     @contextmanager
     def stopping_on_ctrl_c(self) -> Iterator[None]:
-        """Let the first Ctrl-C end training after the step under way; a second one ends it at once."""
+        """Let the first Ctrl-C end training after the step under way; a second one ends it at once.
+
+        Raises:
+            KeyboardInterrupt: it was asked for after the last step, and is due now.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield  # signals reach the main thread alone
             return
@@ -92,6 +96,8 @@ class Record(Callback):
             yield
         finally:
             signal.signal(signal.SIGINT, before)
+        if self.stop_asked:
+            raise KeyboardInterrupt
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Start the clock, unless a resumed run has used up its time."""

@@ -30,6 +30,11 @@ class RunFolder:
         self.losses = path / "losses.csv"
         self.results = path / "result.json"
 
+    @property
+    def begun(self) -> bool:
+        """Whether the folder holds a run, done or not."""
+        return self.options.exists()
+
     def begin(self, config: LMConfig, head: str, streams: TokenStreams, *, resume: bool) -> None:
         """Make the folder for a run, or find that run in it; nothing that is there is changed.
 
@@ -38,7 +43,7 @@ class RunFolder:
         """
         check_folder(self.path)
         text = fingerprint(streams)
-        if not self.options.exists():
+        if not self.begun:
             self.path.mkdir(parents=True, exist_ok=True)
             streams.vocabulary.save(self.vocabulary)
             config.save(self.options, head=head, text=text)

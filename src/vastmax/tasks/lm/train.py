@@ -19,6 +19,7 @@ from rich.progress import track
 from torch import Tensor
 
 from vastmax.data import TokenBatches, Vocabulary
+from vastmax.interruption import Interrupted
 from vastmax.tasks.lm.checkpoint import WholeCheckpoints, load_weights, pay_debts, read_checkpoint
 from vastmax.tasks.lm.config import LMConfig
 from vastmax.tasks.lm.corpus import TokenStreams, read_streams
@@ -31,10 +32,6 @@ from vastmax.validation import shown
 
 EVAL_STRANDS = 16
 EVAL_LENGTH = 64
-
-
-class Interrupted(Exception):  # noqa: N818 - not an error: the user asked for it
-    """Training was interrupted; the message says how to go on."""
 
 
 def train(
@@ -53,7 +50,7 @@ def train(
 
     Raises:
         ValueError: a text too short for one batch, a folder that holds another run, a damaged checkpoint.
-        Interrupted: Ctrl-C; the last checkpoint is whole.
+        Interrupted: Ctrl-C; the last checkpoint is whole, and `resume` goes on from it.
     """
     check_device(config.device)
     counts = streams.vocabulary.counts
@@ -83,10 +80,7 @@ def train(
         except SystemExit as stop:  # Lightning's answer to Ctrl-C
             if not trainer.interrupted:
                 raise
-            saved = f"go on from {run.checkpoint}" if run.checkpoint.exists() else "begin again"
-            raise Interrupted(
-                f"stopped at step {record.steps}; the same command with --resume will {saved}"
-            ) from stop
+            raise Interrupted(f"stopped at step {record.steps}") from stop
         model.catch_up()
         if not record.curve or record.curve[-1]["step"] < record.steps:  # a curve ends where its run does
             record.add_point(score(model, points, "curve")["perplexity"])
