@@ -19,13 +19,14 @@ from vastmax.commands.app import (
     train_app,
     with_options_of,
 )
+from vastmax.commands.memory import Command
 from vastmax.study.estimator_options import parse_names
 from vastmax.tasks.lm.config import LMConfig
 from vastmax.tasks.lm.heads import COMMON, HEADS
 from vastmax.validation import check_choice, shown
 
 
-@train_app.command("lm")
+@train_app.command("lm", cls=Command)
 @with_options_of(LMConfig, epochs=1.0)
 def train_lm(
     config: LMConfig,
@@ -60,7 +61,7 @@ def train_lm(
     console.print(f"run: {folder}", soft_wrap=True)
 
 
-@compare_app.command("lm")
+@compare_app.command("lm", cls=Command)
 @with_options_of(LMConfig, budget=60.0)
 def compare_lm(
     config: LMConfig,
@@ -85,7 +86,7 @@ def compare_lm(
     console.print(f"report: {report}", soft_wrap=True)
 
 
-@app.command()
+@app.command(cls=Command)
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
     data: Annotated[str | None, typer.Option(help="Another text than the run's own.")] = None,

@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 
 from vastmax.commands.app import Out, console, new_folder, study_app
+from vastmax.commands.memory import Command
 from vastmax.study.estimator_options import ESTIMATORS, FIXED, SAMPLERS, StudyOptions, parse_counts, parse_names
 from vastmax.tasks.files import check_free
 from vastmax.validation import shown
 
 
-@study_app.command("estimators")
+@study_app.command("estimators", cls=Command)
 def study_estimators(
     run: Annotated[
         Path | None,
@@ -69,7 +70,7 @@ def study_estimators(
     console.print(f"results: {folder}", soft_wrap=True)
 
 
-@study_app.command("density")
+@study_app.command("density", cls=Command)
 def study_density(
     features: Annotated[int, typer.Option(help="Dimensions of the Gaussians.")] = 5,
     sample_sizes: Annotated[
@@ -108,7 +109,7 @@ def study_density(
     console.print(f"results: {folder}", soft_wrap=True)
 
 
-@study_app.command("bottleneck")
+@study_app.command("bottleneck", cls=Command)
 def study_bottleneck(
     run: Annotated[
         list[Path] | None,

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from vastmax.commands.app import Out, Resume, compare_app, console, new_folder, resumable, with_options_of
+from vastmax.commands.memory import Command
 from vastmax.study.estimator_options import parse_names
 from vastmax.tasks.classify.config import ClassifyConfig
 from vastmax.tasks.classify.heads import KINDS as HEADS
@@ -14,7 +15,7 @@ from vastmax.tasks.contrast.config import ContrastConfig
 from vastmax.tasks.contrast.losses import KINDS as LOSSES
 
 
-@compare_app.command("classify")
+@compare_app.command("classify", cls=Command)
 @with_options_of(ClassifyConfig)
 def compare_classify(
     config: ClassifyConfig,
@@ -39,7 +40,7 @@ def compare_classify(
     console.print(f"report: {page}", soft_wrap=True)
 
 
-@compare_app.command("contrast")
+@compare_app.command("contrast", cls=Command)
 @with_options_of(ContrastConfig)
 def compare_contrast(
     config: ContrastConfig,

@@ -17,7 +17,6 @@ from vastmax.study.repeats import (
     spread,
     surroundings_of,
     with_done,
-    within_memory,
 )
 from vastmax.tasks.classify.config import ClassifyConfig
 from vastmax.tasks.classify.data import LabelledData, Problem, pose, read_data
@@ -62,8 +61,7 @@ def compare_classifiers(
     results = []
     with one_thread(), torch.random.fork_rng(devices=[]):
         for name in heads:
-            with within_memory("hidden", config.hidden):  # what cannot be built is said before the work
-                Classifier(name, config, problems[0])
+            Classifier(name, config, problems[0])  # what cannot be built is said before the work
         begin(folder, setting)
         names = with_done(folder, heads, KINDS, say)
         for name in names:

@@ -18,7 +18,6 @@ from vastmax.study.repeats import (
     spread,
     surroundings_of,
     with_done,
-    within_memory,
 )
 from vastmax.tasks.classify.config import ClassifyConfig
 from vastmax.tasks.classify.data import Problem, digits, pose
@@ -63,11 +62,10 @@ def compare_contrastive(
     say(f"{data.source}: {sizes[0]:,} images to train on, {sizes[1]:,} to test, two random views of each")
     results = []
     with one_thread(), torch.random.fork_rng(devices=[]):
-        with within_memory("hidden", config.hidden):  # what cannot be built is said before the work
-            build_encoder(problems[0].train.features.shape[1], config, config.seed)
+        # What cannot be built is said before the work.
+        build_encoder(problems[0].train.features.shape[1], config, config.seed)
         for name in losses:
-            with within_memory("queue", config.queue):
-                build_loss(name, config)
+            build_loss(name, config)
         begin(folder, vars(config))
         names = with_done(folder, (PIXELS, *losses), (PIXELS, *KINDS), say)
         for name in names:

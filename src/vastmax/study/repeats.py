@@ -129,17 +129,6 @@ def together(values: Sequence[Any]) -> Any:
 
 
 @contextmanager
-def within_memory(option: str, value: int) -> Iterator[None]:
-    """Turn torch's complaint that a model is too large into a ValueError that names the option to blame."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "memory" not in str(error):
-            raise
-        raise ValueError(f"{option}: expected a model that fits into memory, got {value:,}") from error
-
-
-@contextmanager
 def one_thread() -> Iterator[None]:
     """Let torch use one thread: a step of these models is too small to be shared out, and slower if it is."""
     threads = torch.get_num_threads()
