@@ -5,6 +5,8 @@ import torch
 from conformance import CASES, D, V, batch, call, class_weight, gradients
 from torch import nn
 
+from vastmax import optim
+
 
 @pytest.fixture(params=CASES.values(), ids=CASES)
 def case(request):
@@ -103,6 +105,34 @@ def test_dense_and_sparse_gradients_agree(case):
         if parameter.shape[:1] == (V,):
             assert sparse.is_coalesced()
         torch.testing.assert_close(sparse.to_dense(), dense)
+
+
+def test_gradients_add_up_after_a_batch_without_rows(case):
+    head = case.make(sparse=True) if case.sparse else case.make()
+    hidden, target, g = batch()
+    upstream = torch.randn((), generator=g, dtype=torch.float64)
+    (call(case, head, hidden, torch.full_like(target, head.ignore_index)) * upstream).backward()
+    (call(case, head, hidden, target) * upstream).backward()
+    expected = gradients(call(case, head, hidden, target), list(head.parameters()), upstream)
+    for parameter, grad in zip(head.parameters(), expected, strict=True):
+        found = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.to_dense()
+        torch.testing.assert_close(found, grad)
+
+
+def test_memory_can_be_resized_after_use(case):
+    """As FSDP does with the parameters that are not in use; an array of NumPy's would hold on to it."""
+    head = case.make(sparse=True) if case.sparse else case.make()
+    hidden, target, _ = batch()
+    call(case, head, hidden, target).backward()
+    head.nll(hidden, target)
+    head.topk(hidden, 2)
+    optimizers = [kind(head.parameters()) for kind in (optim.SGD, optim.LazyAdamW, optim.RowwiseAdagrad)]
+    for optimizer in optimizers:
+        optimizer.step()
+    state = (x for optimizer in optimizers for of_one in optimizer.state.values() for x in of_one.values())
+    grads = (x.grad._values() if x.grad.is_sparse else x.grad for x in head.parameters() if x.grad is not None)
+    for tensor in (hidden, target, *head.parameters(), *grads, *state):
+        assert tensor.untyped_storage().resizable()
 
 
 def test_exact_probabilities(case):

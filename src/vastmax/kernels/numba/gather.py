@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from vastmax.kernels.numba.compiling import inlined, kernel
@@ -12,6 +13,8 @@ from vastmax.kernels.numba.threads import in_parts
 
 PART_ELEMENTS = 1 << 18
 """Elements whose work is worth a thread of its own."""
+
+_TYPES = {getattr(torch, name): np.dtype(name).str for name in ("float32", "float64", "int32", "int64", "bool")}
 
 
 def gather_dot(hidden: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
@@ -32,9 +35,27 @@ def gather_sum(table: Tensor, ids: Tensor, starts: Tensor, coefficient: Tensor) 
 
 
 def array(tensor: Tensor) -> np.ndarray[Any, Any]:
-    """Return a tensor's memory as a contiguous array."""
-    found: np.ndarray[Any, Any] = tensor.detach().contiguous().numpy()
-    return found
+    """Return a tensor's memory as a contiguous array.
+
+    Not by `Tensor.numpy`, which makes the memory one that can never be resized again: torch does that to a sparse
+    gradient that another is added to, and FSDP to parameters that are not in use.
+    """
+    return np.asarray(_Memory(tensor.contiguous()))
+
+
+class _Memory:
+    """What NumPy makes an array of, which keeps this, and this the tensor."""
+
+    __slots__ = ("__array_interface__", "_tensor")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+        self.__array_interface__ = {
+            "data": (tensor.data_ptr(), False),
+            "shape": tensor.shape,
+            "typestr": _TYPES[tensor.dtype],
+            "version": 3,
+        }
 
 
 def rows_worth(elements: int) -> int:

@@ -59,7 +59,7 @@ def adamw_rows(
         options = {"step": step, "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         reference.adamw_rows(weight, exp_avg, exp_avg_sq, last_step, rows, table, runs, **options)  # type: ignore[arg-type]
         return
-    state = (_by_row(weight), _by_row_or_nothing(exp_avg, weight), _by_row(exp_avg_sq), last_step.numpy())
+    state = (_by_row(weight), _by_row_or_nothing(exp_avg, weight), _by_row(exp_avg_sq), array(last_step))
     scalars = (float(step), lr, *betas, eps, 1 - lr * weight_decay)
     gradient = _gradient(weight, rows, table, runs)
     in_parts(_adamw_rows, len(rows), *state, *gradient, scalars, at_least=rows_worth(8 * state[0].shape[1]))
@@ -85,7 +85,7 @@ def sgd_rows(
         options = {"step": step, "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
         reference.sgd_rows(weight, momentum_buffer, last_step, rows, table, runs, **options)  # type: ignore[arg-type]
         return
-    counter = np.empty(0, np.int32) if last_step is None else last_step.numpy()
+    counter = np.empty(0, np.int32) if last_step is None else array(last_step)
     state = (_by_row(weight), _by_row_or_nothing(momentum_buffer, weight), counter)
     powers = _NO_POWERS if last_step is None else sgd_powers(lr, momentum, weight_decay, nesterov=nesterov).numpy()
     scalars = _scalars(weight, lr, momentum, weight_decay, *((1.0, momentum) if nesterov else (0.0, 1.0)))
