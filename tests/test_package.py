@@ -21,6 +21,7 @@ CORE = [
     "heads",
     "metrics",
     "optim",
+    "parallel",
     "reduction",
     "samplers",
     "scoring",

@@ -199,7 +199,7 @@ class RowOptimizer(Optimizer):
             if grad is None:
                 continue
             if grad.is_sparse:
-                self._step_rows(param, options, *_summed_rows(grad))
+                self._step_rows(param, options, *summed_rows(grad))
                 continue
             state = self._state_of(param, options, sparse=False)
             if self._by_row(param, state):
@@ -303,7 +303,7 @@ class RowOptimizer(Optimizer):
             yield param, saved["state"].get(saved_id, {})
 
 
-def _summed_rows(grad: Tensor) -> tuple[Tensor, Tensor]:
+def summed_rows(grad: Tensor) -> tuple[Tensor, Tensor]:
     """Return the distinct rows of a sparse gradient and the sum for each: the updates are not linear in it.
 
     Autograd forgets that a gradient was coalesced, and to do that again copies it.
