@@ -387,6 +387,17 @@ def test_steps_within_backward_are_refused():
     ddp(*rows(1)).backward()
 
 
+@check
+def test_steps_within_backward_are_refused_of_dense_gradients_too():
+    for options in ({"sparse": False}, {"sparse": False, "shared": False, "softcap": 5.0}):
+        model = Model(**options)
+        ddp, optimizer = DistributedDataParallel(model), optim.SGD(model.parameters())
+        of_one = pytest.raises(RuntimeError, match="apply_in_backward: expected a model of one process")
+        with optim.apply_in_backward(optimizer, model.head.bias), of_one:
+            ddp(*rows(1))
+        ddp(*rows(1)).backward()
+
+
 def worker(rank, folder):
     """Run the checks; leave what went wrong in a file."""
     torch.set_num_threads(1)

@@ -24,7 +24,9 @@ def apply_in_backward(optimizer: RowOptimizer, *parameters: Tensor) -> ExitStack
     several backward passes, and the scaling of `torch.amp.GradScaler`, by which they would move scaled steps.
     A gradient that comes by another way than chosen classes, as that of a tied embedding, is stored in `.grad` as
     ever, for `optimizer.step()`, and so is that of a backward pass with `create_graph=True`. A backward pass
-    through a graph that saved the old weight raises autograd's error.
+    through a graph that saved the old weight raises autograd's error. Nor can it be had for one of several
+    replicas, whose mean gradient is there after the backward pass: the forward within `DistributedDataParallel`
+    raises a RuntimeError.
 
     Args:
         optimizer: an optimizer of this package, which has to be kept: it is held weakly.
@@ -36,7 +38,7 @@ def apply_in_backward(optimizer: RowOptimizer, *parameters: Tensor) -> ExitStack
     Raises:
         TypeError: the optimizer is of another package, or a parameter is no tensor.
         ValueError: no parameter, one that the optimizer has not or that requires no gradient, one with a gradient
-            that waits for its step, or one that is updated in backward already.
+            that waits for its step, one that is updated in backward already, or one that FSDP shards.
 
     Source: Lv et al., *Full Parameter Fine-tuning for Large Language Models with Limited Resources*, ACL 2024.
 
@@ -86,6 +88,8 @@ def _check(optimizer: RowOptimizer, parameter: Tensor) -> None:
     what = f"parameter of shape {tuple(parameter.shape)}"
     if parameter.ndim not in (1, 2):
         raise ValueError(f"{what}: expected class rows (V, d) or a bias (V,)")
+    if hasattr(parameter, "device_mesh"):  # a DTensor
+        raise ValueError(f"{what}: expected one that this process has whole, got one sharded over several")
     if not parameter.requires_grad:
         raise ValueError(f"{what}: expected one that requires a gradient, got requires_grad=False")
     if parameter.grad is not None:

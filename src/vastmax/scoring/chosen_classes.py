@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from vastmax.arithmetic import without_autocast
-from vastmax.fused import Fused, Shapes, differentiable_by, keep, kept
+from vastmax.fused import Shapes, differentiable_by, keep, kept
 from vastmax.scoring import plain as torchs
 from vastmax.scoring.class_gradients import (
     ChosenSet,
+    OfChosen,
     arithmetic,
     class_gradients,
     class_rows,
@@ -21,7 +22,7 @@ from vastmax.scoring.class_gradients import (
 from vastmax.validation import check_class_rows, check_hidden, check_ids, check_per_class
 
 
-class _ChosenLogits(Fused):
+class _ChosenLogits(OfChosen):
     """Several sets of ids scored together, so that `weight` gets one gradient with one row per unique class."""
 
     arguments = "Tensor hidden, Tensor weight, Tensor? bias, bool sparse, Tensor[] id_sets"

@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from vastmax.arithmetic import without_autocast
-from vastmax.fused import Fused, Shapes, differentiable_by, keep, kept
+from vastmax.fused import Shapes, differentiable_by, keep, kept
 from vastmax.kernels import implementation
 from vastmax.scoring import plain as torchs
 from vastmax.scoring.class_gradients import (
     ChosenSet,
+    OfChosen,
     arithmetic,
     class_gradients,
     class_rows,
@@ -24,7 +25,7 @@ from vastmax.scoring.class_gradients import (
 )
 
 
-class _OwnClasses(Fused):
+class _OwnClasses(OfChosen):
     """A kernel's loss of rows with classes of their own (N, K), of which it takes one to three numbers each."""
 
     arguments = (
@@ -86,7 +87,7 @@ class _OwnClasses(Fused):
         return (grad_hidden * upstream).to(hidden.dtype), *of_classes, *(None,) * (4 + len(numbers))
 
 
-class _SharedClasses(Fused):
+class _SharedClasses(OfChosen):
     """A kernel's loss of rows on their target and on classes (K,) that all of them share.
 
     The kernel makes it of the target's logit and the others', with its slope in the target's, and leaves its slopes

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from vastmax.checking import at_hand
+from vastmax.fused import Fused
 from vastmax.kernels import implementation
-from vastmax.scoring.updates_in_backward import update_of
+from vastmax.scoring.updates_in_backward import check_not_replicated, update_of
+
+
+class OfChosen(Fused):
+    """A fused function of hidden, weight, bias and more, whose backward has `class_gradients` of the latter two."""
+
+    @classmethod
+    def call(cls, hidden: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Any:
+        """Return the function, unless its backward would update one of several replicas."""
+        if not torch.compiler.is_compiling():
+            check_not_replicated(weight, bias)
+        return super().call(hidden, weight, bias, *arguments)
 
 
 class ChosenSet(NamedTuple):
