@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from tables import tables_of
 from vastmax.heads.clusters import Clusters, frequency_clusters, sqrt_clusters
 
 GROUP = [1, 0, 2, 1, 1, 0, 2]
@@ -99,8 +100,9 @@ def test_tables_survive_casts_and_moves():
     clusters = Clusters(GROUP, COUNTS)
     assert clusters.state_dict() == {}
     for other in (copy.deepcopy(clusters).half(), copy.deepcopy(clusters).to_empty(device="cpu")):
-        for name, table in clusters.named_buffers():
-            assert torch.equal(other.get_buffer(name), table)
+        assert tables_of(other).keys() == tables_of(clusters).keys()
+        for name, table in tables_of(clusters).items():
+            assert torch.equal(getattr(other, name), table)
 
 
 @pytest.mark.parametrize(

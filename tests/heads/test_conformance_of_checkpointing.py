@@ -8,6 +8,7 @@ from conformance import CASES, D, V, batch, call
 from torch import nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
+from tables import tables_of
 from vastmax import heads, samplers
 from vastmax.contrastive import KeyQueue
 
@@ -97,7 +98,7 @@ def train(make, forward, own_generator):
                     parameter.sub_(gradient.to_dense(), alpha=0.1)
                     parameter.grad = None
         seen += [(f"loss {step}", loss.detach()) for loss in losses]
-    seen += model.named_buffers()
+    seen += tables_of(model).items()
     seen.append(("random state", torch.get_rng_state()))
     if generator is not None:
         seen.append(("generator", generator.get_state()))

@@ -10,6 +10,7 @@ import torch
 from conformance import CASES, D, V, batch, call, class_weight
 from torch import nn
 
+from tables import tables_of
 from vastmax import heads, samplers
 
 
@@ -24,6 +25,29 @@ def test_casting_a_head_keeps_its_sampler(case):
     head = case.make()
     before = head.log_expected_count(torch.arange(V))
     assert torch.equal(head.to(torch.bfloat16).log_expected_count(torch.arange(V)), before)
+
+
+def test_no_table_is_a_buffer_of_the_model(case):
+    """Those DistributedDataParallel sends to every process at every forward: V numbers and more."""
+    head = case.make()
+    hidden, target, _ = batch()
+    call(case, head, hidden, target)
+    assert not list(head.buffers())
+
+
+def test_tables_follow_and_keep_their_dtype(case):
+    head = case.make()
+    hidden, target, _ = batch()
+    call(case, head, hidden, target)
+    before = tables_of(head)
+    assert before or not (case.sampled or case.weighted)
+    for cast in (torch.nn.Module.half, lambda module: module.to("meta")):
+        after = tables_of(cast(copy.deepcopy(head)))
+        assert after.keys() == before.keys()
+        assert {name: table.dtype for name, table in after.items()} == {
+            name: table.dtype for name, table in before.items()
+        }
+    assert {table.device.type for table in after.values()} <= {"meta"}
 
 
 def test_copies_and_round_trips(case):

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vastmax import heads, optim, parallel
+from vastmax import heads, optim, parallel, samplers
 
 D, V = 4, 9
 CHECKS = {}
@@ -299,6 +299,17 @@ def test_a_dense_embedding_tied_to_a_sparse_head():
 
     batches = [(torch.tensor([1, 1, 3]), torch.tensor([2, 0, 1])), (torch.tensor([3]), torch.tensor([8]))]
     trained(batches, make=Tied)
+
+
+@check
+def test_nothing_is_sent_at_a_forward():
+    counts = torch.arange(V, 0, -1)
+    for sampler in (samplers.Unigram(counts), samplers.InBatch(V)):
+        for sparse in (False, True):
+            model = Model(sampler=sampler, sparse=sparse, class_weight=torch.ones(V))
+            ddp = DistributedDataParallel(parallel.reduce_rows(model) if sparse else model)
+            ddp(*rows(1)).backward()
+            assert not ddp.will_sync_module_buffers()
 
 
 @check

@@ -8,6 +8,7 @@ import pytest
 import torch
 from sampler_laws import seeded
 
+from tables import tables_of
 from vastmax import heads
 from vastmax.samplers import (
     Batch,
@@ -115,4 +116,4 @@ def test_the_state_dict_stays_that_of_a_linear_layer_but_for_what_is_learned(mak
     assert head.state_dict().keys() == torch.nn.Linear(D, V).state_dict().keys() | learned
     assert bool(learned) == (repr(head.sampler) == repr(InBatch(V)))
     moved = copy.deepcopy(head).to("meta")
-    assert {buffer.device.type for buffer in moved.buffers()} == {"meta"}
+    assert {buffer.device.type for buffer in tables_of(moved).values()} == {"meta"}

@@ -11,6 +11,7 @@ import torch
 from sampler_laws import seeded
 from torch import nn
 
+from tables import tables_of
 from vastmax.samplers import LogUniform, Mixture, Sampler, Uniform, Unigram
 
 SAMPLERS: dict[str, Callable[[], Sampler]] = {
@@ -54,9 +55,9 @@ def test_a_cast_of_the_head_leaves_the_tables_alone(
     make: Callable[[], Sampler], cast: Callable[[nn.Module], nn.Module]
 ) -> None:
     head = Head(make())
-    tables = list(head.sampler.buffers())
+    tables = list(tables_of(head.sampler).values())
     assert cast(head) is head
-    for table, was in zip(head.sampler.buffers(), tables, strict=True):
+    for table, was in zip(tables_of(head.sampler).values(), tables, strict=True):
         assert table.dtype == torch.float64
         assert torch.equal(table, was)
     assert_same(head.sampler, make())
@@ -67,7 +68,9 @@ def test_the_tables_move_with_the_head(make: Callable[[], Sampler]) -> None:
     head = Head(make()).to("meta", torch.float16)
     assert head.weight.dtype == torch.float16
     assert head.sampler.device.type == "meta"
-    assert {(table.device.type, table.dtype) for table in head.sampler.buffers()} == {("meta", torch.float64)}
+    assert {(table.device.type, table.dtype) for table in tables_of(head.sampler).values()} == {
+        ("meta", torch.float64)
+    }
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -91,7 +94,7 @@ def test_draws_are_made_where_the_tables_are(make: Callable[[], Sampler]) -> Non
     ],
 )
 def test_a_sampler_may_be_made_on_a_device(make: Callable[[], Sampler]) -> None:
-    assert {table.device.type for table in make().buffers()} == {"meta"}
+    assert {table.device.type for table in tables_of(make()).values()} == {"meta"}
 
 
 @every_sampler

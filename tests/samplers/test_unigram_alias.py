@@ -7,6 +7,7 @@ import torch
 from sampler_laws import probabilities, seeded
 from torch import Tensor
 
+from tables import tables_of
 from vastmax import kernels
 from vastmax.samplers import Sampler, Unigram
 
@@ -100,7 +101,7 @@ def test_a_draw_takes_one_uniform() -> None:
 
 
 def test_tables_take_24_bytes_a_class() -> None:
-    assert sum(table.nbytes for table in Unigram([1] * 1000).buffers()) == 24 * 1000
+    assert sum(table.nbytes for table in tables_of(Unigram([1] * 1000)).values()) == 24 * 1000
 
 
 def test_sets_of_no_draws() -> None:

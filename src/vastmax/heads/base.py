@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from typing import Any, Self
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from vastmax.heads.targets import RowLoss, Rows, TrueClasses, check_several, che
 from vastmax.reduction import REDUCTIONS, CountedRows, check_sample_weight, reduce_rows
 from vastmax.scoring.catching_up import catch_up
 from vastmax.scoring.top import TopK
+from vastmax.tables import WithTables
 from vastmax.validation import (
     check_choice,
     check_class_weight,
@@ -31,7 +32,7 @@ Table = tuple[str, Tensor | None, *tuple[int, ...]]
 """A parameter's name, the parameter, and its shape."""
 
 
-class Head(nn.Module, ABC):
+class Head(WithTables, ABC):
     r"""An output layer: a loss to train with, and exact probabilities whatever that loss is.
 
     A target is one true class per row, (...); or several, (..., T), where `ignore_index` fills the places left
@@ -270,16 +271,7 @@ class Head(nn.Module, ABC):
             place = torch.empty(0, device=device).device
             place = setting.device if place.type == "meta" else place
             setting = setting.detach().to(place, copy=True)
-        self.register_buffer(name, setting, persistent=False)
-        self._settings = (*getattr(self, "_settings", ()), name)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move and cast the head; a setting is moved only, since a rounded class weight would be another."""
-        kept = {name: setting for name in self._settings if (setting := getattr(self, name)) is not None}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, setting in kept.items():
-            setattr(self, name, setting.to(getattr(self, name).device))
-        return self
+        self._register_table(name, setting)
 
     def extra_repr(self) -> str:
         """Describe the head as `nn.Linear` does."""

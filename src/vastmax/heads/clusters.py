@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from torch import Tensor, nn
+from torch import Tensor
 
 from vastmax.recomputation import replayed
 from vastmax.samplers import Candidates
+from vastmax.tables import WithTables
 from vastmax.validation import check_counts, check_ids, check_per_class, check_positive_int
 
 
@@ -74,7 +73,7 @@ def sqrt_clusters(num_classes: int) -> Tensor:
     return torch.arange(num_classes) // size
 
 
-class Clusters(nn.Module):
+class Clusters(WithTables):
     """The groups of a class-factored softmax and the noise within each, q(c | group), as tables.
 
     The tables are no part of the state dict; like a sampler's they move with the module, whatever the parameters
@@ -128,7 +127,7 @@ class Clusters(nn.Module):
             "_mass": (count / total[group])[order].cumsum(0),  # every group has mass 1
         }
         for name, table in tables.items():
-            self.register_buffer(name, table, persistent=False)
+            self._register_table(name, table)
         first, last = order[start], order[start + size - 1]
         self._ranges = list(zip(start.tolist(), (start + size).tolist(), strict=True))
         self._runs = list(zip(first.tolist(), (last + 1).tolist(), strict=True))
@@ -167,11 +166,6 @@ class Clusters(nn.Module):
     def log_expected_count(self, classes: Tensor, k: int) -> Tensor:
         """The log of how often a class is expected among k candidates of its group: log(k q(c | group))."""
         return math.log(k) + self._log_q[classes]
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # Tables follow the parameters to their device, with their values and in their own dtype.
-        super()._apply(lambda table: table.to(fn(table).device), recurse)  # type: ignore[no-untyped-call]
-        return self
 
     def extra_repr(self) -> str:
         """The numbers of classes and groups."""

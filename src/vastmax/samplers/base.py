@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vastmax.checking import at_hand
 from vastmax.compilation import operator
 from vastmax.recomputation import replayed
+from vastmax.tables import WithTables
 from vastmax.validation import LARGEST_INT, check_ids, check_int, check_positive_int, shown
 
 
@@ -57,7 +58,7 @@ class Batch(NamedTuple):
     blank: Tensor | None = None
 
 
-class Sampler(nn.Module, ABC):
+class Sampler(WithTables, ABC):
     r"""A noise distribution $q$ over `num_classes` classes, and the candidate sets drawn from it.
 
     Asked for $k$ draws, a set is one of two things, each with an expected count known in closed form:
@@ -68,9 +69,10 @@ class Sampler(nn.Module, ABC):
       probability $\pi_c = 1 - e^{-k q_c}$. The set's size varies, about $\sum_c \pi_c \le k$. With $k$ the
       number of classes of positive $q$, the set is all of them, once, with $\pi_c = 1$.
 
-    A subclass states $q$ twice: as draws (`_draw`) and as log-probabilities (`_log_prob`). Its tables are buffers,
-    float64 unless they are made from a model's parameters: they move with the module, keep their dtype under
-    `half()` and the like, and stay out of the state dict unless they cannot be made again. Draws are made on the
+    A subclass states $q$ twice: as draws (`_draw`) and as log-probabilities (`_log_prob`). Its tables, which it
+    registers by `_register_table`, are float64 unless they are made from a model's parameters: they move with the
+    module, keep their dtype under `half()` and the like, and stay out of the state dict unless they cannot be made
+    again, and out of what `DistributedDataParallel` sends to every process. Draws are made on the
     tables' device, which a `generator` must share. The draws of a forward that `torch.utils.checkpoint` runs again
     are those of its first run, a caller's own `generator` being put back.
     """
@@ -275,14 +277,9 @@ class Sampler(nn.Module, ABC):
             return _uniform(self._anchor, list(shape))[0]
         return torch.rand(tuple(shape), dtype=self._anchor.dtype, device=self.device, generator=generator)
 
-    def _register_table(self, name: str, table: Tensor | None, *, saved: bool = False) -> None:
-        """Register a buffer, by default no part of the state dict: a head's is that of `nn.Linear`."""
-        self.register_buffer(name, table, persistent=saved)
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # A cast of the model is about its parameters. Tables follow it to its device, in their own dtype.
-        super()._apply(lambda table: table.to(fn(table).device), recurse)  # type: ignore[no-untyped-call]
-        return self
+        # Buffers that a subclass has beside its tables keep their dtype, too.
+        return super()._apply(lambda table: table.to(fn(table).device), recurse)
 
 
 def _uniform_shapes(like: Tensor, shape: list[int]) -> list[Tensor]:

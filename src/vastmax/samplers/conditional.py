@@ -112,7 +112,7 @@ class ModelFollowingSampler(ConditionalSampler):
         return hidden.new_zeros(1, hidden.shape[1]) if shared and len(hidden) == 0 else hidden
 
     def _tables(self) -> Tables:
-        return {name: self.get_buffer(name) for name in self.table_names}
+        return {name: getattr(self, name) for name in self.table_names}
 
     @abstractmethod
     def _build(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
