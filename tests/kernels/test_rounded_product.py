@@ -46,17 +46,21 @@ def test_factors_are_rounded_and_sums_are_not(
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_every_number_is_rounded_as_torch_does(rounded_product, turned):
-    """Ties to even, into the next binade, to infinity and nan included."""
-    bits = torch.tensor([0x3F808000, 0x3F818000, 0x3F80FFFF, 0x3FFFFFFF, 0x7F7FFFFF, 0x7F800000, 0x7F800001, 0])
-    numbers = torch.cat([bits, bits + 0x7FFF, bits | 0x80000000]).where(bits.repeat(3) < 2**32, 0)
-    numbers = numbers.to(torch.uint32).view(torch.float32).repeat(4)
-    one = torch.ones(1, 1)
-    column, row = numbers.unsqueeze(-1), numbers.unsqueeze(0)
-    for a, b in [(column, one), (one, row)]:
-        out = torch.empty(len(a), b.shape[1])
-        expected = a.bfloat16().float() * b.bfloat16().float()
-        torch.testing.assert_close(rounded_product(a, b, out), expected, rtol=0, atol=0, equal_nan=True)
+@pytest.mark.parametrize("terms", [1, 64])
+def test_every_number_is_rounded_as_torch_does(rounded_product, turned, terms):
+    """Ties to even, into the next binade, to infinity and nan included; each is the only one of its row."""
+    bits = [0x3F808000, 0x3F818000, 0x3F80FFFF, 0x3FFFFFFF, 0x7F7FFFFF, 0x7F800000, 0x7F800001, 0x7FFFFFFF, 0]
+    bits += [0x3F808001, 0x3F807FFF, 0x3F817FFF, *(one | 0x80000000 for one in bits)]
+    numbers = torch.tensor(bits, dtype=torch.uint32).view(torch.float32).repeat(7)
+    rows = torch.arange(len(numbers))
+    factor = torch.zeros(len(numbers), terms)
+    factor[rows, rows % terms] = numbers
+    factor = factor.t().contiguous().t() if turned else factor
+    expected = numbers.bfloat16().float()
+    of_left = rounded_product(factor, torch.ones(terms, 1), torch.empty(len(numbers), 1))
+    of_right = rounded_product(torch.ones(1, terms), factor.t(), torch.empty(1, len(numbers)))
+    for found in (of_left, of_right):
+        torch.testing.assert_close(found.flatten(), expected, rtol=0, atol=0, equal_nan=True)
 
 
 @has_instruction
