@@ -206,7 +206,9 @@ def siglip_loss(
     temperature = _check_pairs(temperature, None, reduction, image=image, text=text)
     bias = check_scalar("bias", bias)
     image = at_least_float32(image) / temperature
-    every_bias = torch.as_tensor(bias, dtype=image.dtype, device=image.device).expand(len(text))
+    if not isinstance(bias, Tensor):
+        bias = torch.full((), bias, dtype=image.dtype, device=image.device)
+    every_bias = bias.to(image).expand(len(text))
     own = torch.arange(len(text), device=text.device)
     loss = linear_loss(_SigmoidPairs(), image, text, linear_bias=every_bias, rows=(own,))
     return reduce_rows(loss, reduction=reduction)

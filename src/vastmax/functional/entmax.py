@@ -235,7 +235,7 @@ def entmax_order(alpha: float | Tensor, logits: Tensor, dim: int) -> Tensor:
     """Return a = alpha - 1 in float64, (N, 1) for the N rows of logits or (1, 1) for all of them."""
     if not isinstance(alpha, Tensor):
         order = check_finite_number("alpha", alpha, at_least=1.0) - 1
-        return torch.tensor([[order]], dtype=torch.float64, device=logits.device)
+        return torch.full((1, 1), order, dtype=torch.float64, device=logits.device)
     if not alpha.is_floating_point():
         raise TypeError(f"alpha: expected a floating-point tensor, got dtype {alpha.dtype}")
     check_not_batched("alpha", alpha)

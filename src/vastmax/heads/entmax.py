@@ -122,7 +122,9 @@ class Entmax(FlatHead):
 
     def _of_logits(self, function: Callable[..., Tensor], hidden: Tensor, *rows: Tensor) -> Tensor:
         """Apply a function of logits (n, V), what belongs to their rows, and alpha to a few rows at a time."""
-        alpha = torch.as_tensor(self.alpha, dtype=torch.float64, device=self.weight.device)
+        alpha = self.alpha
+        if not isinstance(alpha, Tensor):
+            alpha = torch.full((), alpha, dtype=torch.float64, device=self.weight.device)
         bias = self.exact_bias()
         return linear_loss(
             lambda scores, *others: function(self.bend(scores), *others),

@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from vastmax.checking import at_hand
 from vastmax.kernels.reference.rounding import stochastic_round
 from vastmax.kernels.reference.row_updates import Runs
+from vastmax.kernels.reference.segments import segments
 from vastmax.validation import LARGEST_INT, check_ids, plain, shown
 
 Group = dict[str, Any]
@@ -199,7 +201,7 @@ class RowOptimizer(Optimizer):
             if grad is None:
                 continue
             if grad.is_sparse:
-                self._step_rows(param, options, *summed_rows(grad))
+                self._step_rows(param, options, *_rows_of(grad))
                 continue
             state = self._state_of(param, options, sparse=False)
             if self._by_row(param, state):
@@ -301,6 +303,20 @@ class RowOptimizer(Optimizer):
         params = chain.from_iterable(group["params"] for group in self.param_groups)
         for saved_id, param in zip(ids, params, strict=False):  # a difference in number is the base class's error
             yield param, saved["state"].get(saved_id, {})
+
+
+def _rows_of(grad: Tensor) -> tuple[Tensor, Tensor, Runs | None]:
+    """Return the rows of a sparse gradient, and what the gradient of each is made of, as kernels take it.
+
+    Whether they are distinct is not asked of a device, nor how many are: there each is the first of its run, and in
+    the places that are left over it is -1.
+    """
+    if at_hand(grad):
+        return *summed_rows(grad), None
+    ids, values = grad._indices()[0], grad._values()
+    table = values.reshape(len(values), -1).to(compute_dtype(values))
+    rows, starts, order = segments(ids, len(grad))
+    return rows, table, (order, starts, table.new_ones(len(order)))
 
 
 def summed_rows(grad: Tensor) -> tuple[Tensor, Tensor]:

@@ -156,6 +156,8 @@ def _adagrad_rows(
     lr, eps = scalars
     buffer = np.empty(weight.shape[1], weight.dtype)
     for s in range(start, stop):
+        if rows[s] < 0:  # a place of no row
+            continue
         w, a = weight[rows[s]], total[rows[s]]
         g = _row_gradient(s, table, ids, starts, coefficient, buffer)
         if len(a) == len(w):
@@ -193,6 +195,8 @@ def _adamw_rows(
     buffer = np.empty(weight.shape[1], weight.dtype)
     for s in range(start, stop):
         row = rows[s]
+        if row < 0:
+            continue
         w, m, v = weight[row], exp_avg[row], exp_avg_sq[row]
         missed = step - last_step[row]
         if missed > 0:
@@ -260,6 +264,8 @@ def _sgd_rows(
     buffer = np.empty(weight.shape[1], weight.dtype)
     for s in range(start, stop):
         row = rows[s]
+        if row < 0:
+            continue
         w, b = weight[row], momentum_buffer[row]
         ww, wb, bw, bb = 1.0, 0.0, 0.0, 1.0
         if len(last_step) > 0:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vastmax.checking import at_hand
 from vastmax.kernels.reference.gather import gather_sum
 from vastmax.kernels.reference.rounding import stochastic_round
 
@@ -35,14 +36,14 @@ def adagrad_rows(
     Args:
         weight: (V, ...).
         total: $G$, in the shape of `weight`, or (V, 1, ...) for the mean of $g^2$ over each row.
-        rows: (S,) int64, distinct.
+        rows: (S,) int64, distinct; with `runs` -1 in places of no row.
         table: (S, ...) the gradient of these rows, or with `runs` the table (M, d) whose sums it is.
         runs: ids (L,), starts (S,) and coefficients (L,) of `gather_sum`, or None.
         lr: $\eta$.
         eps: $\epsilon$.
         uniform: (S, ...) draws from [0, 1), to round weights of half precision stochastically.
     """
-    grad = _gradient(weight, rows, table, runs)
+    rows, grad = _gradient(weight, rows, table, runs)
     new, sums = weight.index_select(0, rows).to(grad.dtype), total.index_select(0, rows)
     sums.add_(_squares(grad, sums))
     new.addcmul_(grad, lr / (sums.sqrt() + eps), value=-1)
@@ -80,7 +81,7 @@ def adamw_rows(
         exp_avg: $m$, in the shape of `weight`; None if $\beta_1 = 0$, where it is the gradient.
         exp_avg_sq: $v$, in the shape of `weight`, or (V, 1, ...) for that of the mean of $g^2$ over each row.
         last_step: (V,) the number of each row's last step.
-        rows: (S,) int64, distinct.
+        rows: (S,) int64, distinct; with `runs` -1 in places of no row.
         table: (S, ...) the gradient of these rows, or with `runs` the table (M, d) whose sums it is.
         runs: ids (L,), starts (S,) and coefficients (L,) of `gather_sum`, or None.
         step: the number of steps before this one.
@@ -91,7 +92,7 @@ def adamw_rows(
         uniform: (S, ...) draws from [0, 1), to round weights of half precision stochastically.
     """
     (beta1, beta2), decay = betas, 1 - lr * weight_decay
-    grad = _gradient(weight, rows, table, runs)
+    rows, grad = _gradient(weight, rows, table, runs)
     new, square = weight.index_select(0, rows).to(grad.dtype), exp_avg_sq.index_select(0, rows)
     # In float64: 0.999 rounded to float32 and raised to a thousand steps is off in the fifth digit.
     missed = (step - last_step.index_select(0, rows)).double().view(-1, *(1,) * (weight.ndim - 1))
@@ -140,7 +141,7 @@ def sgd_rows(
         weight: (V, ...).
         momentum_buffer: $b$, in the shape of `weight`; None if $\mu = 0$, where it is the gradient.
         last_step: (V,) the number of each row's last step; None if steps of zero gradient change nothing.
-        rows: (S,) int64, distinct.
+        rows: (S,) int64, distinct; with `runs` -1 in places of no row.
         table: (S, ...) the gradient of these rows, or with `runs` the table (M, d) whose sums it is.
         runs: ids (L,), starts (S,) and coefficients (L,) of `gather_sum`, or None.
         step: the number of steps before this one.
@@ -150,11 +151,11 @@ def sgd_rows(
         nesterov: step by $g + \mu b$ instead of $b$.
         uniform: (S, ...) draws from [0, 1), to round weights of half precision stochastically.
     """
-    grad = _gradient(weight, rows, table, runs)
+    rows, grad = _gradient(weight, rows, table, runs)
     new = weight.index_select(0, rows).to(grad.dtype)
     buffer = torch.zeros_like(new) if momentum_buffer is None else momentum_buffer.index_select(0, rows)
     if last_step is not None:
-        powers = sgd_powers(lr, momentum, weight_decay, nesterov=nesterov).to(weight.device)
+        powers = sgd_powers(lr, momentum, weight_decay, nesterov=nesterov).to(weight.device, non_blocking=True)
         missed = _matrix_power(powers, step - last_step.index_select(0, rows), step.bit_length())
         ww, wb, bw, bb = missed.to(new.dtype).view(-1, 4, *(1,) * (weight.ndim - 1)).unbind(1)
         new, buffer = ww * new + wb * buffer, bw * new + bb * buffer
@@ -191,9 +192,14 @@ def _matrix_power(powers: Tensor, exponent: Tensor, bits: int) -> Tensor:
     return result
 
 
-def _gradient(weight: Tensor, rows: Tensor, table: Tensor, runs: Runs | None) -> Tensor:
+def _gradient(weight: Tensor, rows: Tensor, table: Tensor, runs: Runs | None) -> tuple[Tensor, Tensor]:
+    """Return the rows and the gradient of each; places of no row repeat the first one, and so its step."""
     grad = table if runs is None else gather_sum(table, *runs)
-    return grad.reshape(len(rows), *weight.shape[1:])
+    grad = grad.reshape(len(rows), *weight.shape[1:])
+    if runs is None or at_hand(rows):
+        return rows, grad
+    none = (rows < 0).view(-1, *(1,) * (grad.ndim - 1))
+    return torch.where(rows < 0, rows[:1], rows), torch.where(none, grad[:1], grad)
 
 
 def _squares(grad: Tensor, state: Tensor) -> Tensor:

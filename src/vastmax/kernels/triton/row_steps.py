@@ -121,6 +121,8 @@ def adagrad_row(
     """Take Adagrad's step."""
     program = tl.program_id(0).to(tl.int64)
     row = tl.load(rows + program).to(tl.int64)
+    if row < 0:  # a place of no row
+        return
     columns = tl.arange(0, BLOCK_D).to(tl.int64)
     inside = columns < size
     w_place = weight + row * weight_row + columns * weight_column
@@ -182,6 +184,8 @@ def adamw_row(
     """Make up for the steps a row missed and take AdamW's step; `ratio` is beta1 / sqrt(beta2)."""
     program = tl.program_id(0).to(tl.int64)
     row = tl.load(rows + program).to(tl.int64)
+    if row < 0:  # a place of no row
+        return
     columns = tl.arange(0, BLOCK_D).to(tl.int64)
     inside = columns < size
     w_place = weight + row * weight_row + columns * weight_column
@@ -261,6 +265,8 @@ def sgd_row(
     """Make up for the steps a row missed and take SGD's step; ww, wb, bw, bb is the matrix of `sgd_powers`."""
     program = tl.program_id(0).to(tl.int64)
     row = tl.load(rows + program).to(tl.int64)
+    if row < 0:  # a place of no row
+        return
     columns = tl.arange(0, BLOCK_D).to(tl.int64)
     inside = columns < size
     w_place = weight + row * weight_row + columns * weight_column
