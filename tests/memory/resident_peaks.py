@@ -134,6 +134,9 @@ CASES = {
     "linear_cross_entropy, filtered": function(functional.linear_cross_entropy, filter_eps=1e-5),
     "linear_cross_entropy, blocks of classes": function(functional.linear_cross_entropy, block_size=300),
     "linear_cross_entropy, bfloat16": function(functional.linear_cross_entropy, torch.bfloat16),
+    "linear_cross_entropy, bfloat16 products": function(
+        functional.linear_cross_entropy, product_dtype=torch.bfloat16
+    ),
     "linear_log_partition": function(nothing_of_n_by_v),
     "linear_topk": function(best),
     "linear_topk, softcap": function(best, softcap=5.0),
