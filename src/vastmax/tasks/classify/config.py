@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vastmax.tasks.lm.config import LIMIT, option
-from vastmax.validation import check_finite_number, check_positive_int, make_plain
+from vastmax.validation import check_finite_number, check_int, check_positive_int, make_plain, shown
 
 MOST = 1_000_000
 """No whole number of these small models goes further: a layer of a million units is past any use."""
@@ -13,9 +13,9 @@ MOST = 1_000_000
 
 def check_number(name: str, value: object) -> int:
     """Return `value` if it is an integer in [1, 1,000,000]; raise TypeError or ValueError otherwise."""
-    if (number := check_positive_int(name, value)) > MOST:
-        raise ValueError(f"{name}: expected an integer of at most {MOST:,}, got {number:,}")
-    return number
+    if (number := check_int(name, value)) > MOST:
+        raise ValueError(f"{name}: expected an integer of at most {MOST:,}, got {shown(number)}")
+    return check_positive_int(name, number)
 
 
 @dataclass(frozen=True)
