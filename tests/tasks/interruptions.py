@@ -18,7 +18,7 @@ COMMANDS = {
     "train lm": ["--epochs=1", "--width=16", "--points=40", "--point-tokens=500", "--save-every=0.5"],
 }
 EARLY, LATE = 1.0, 15.0
-"""Half of the moments are in the first second, half after it, in seconds from the start of the process."""
+"""Half of the moments are in the first second, half after it, in seconds from the start; more on a slow machine."""
 
 
 class Answer(NamedTuple):
@@ -80,13 +80,13 @@ def judged(answer):
     return f"wrong: {answer}"
 
 
-def main(count):
+def main(count, late=LATE):
     moments = random.Random(0)
     answers = {}
     with tempfile.TemporaryDirectory() as folder:
         for index, command in zip(range(count), itertools.cycle(COMMANDS), strict=False):
             early = index % (2 * len(COMMANDS)) < len(COMMANDS)
-            seconds = moments.uniform(0, EARLY) if early else moments.uniform(EARLY, LATE)
+            seconds = moments.uniform(0, EARLY) if early else moments.uniform(EARLY, late)
             answer = interrupted_after(command, seconds, Path(folder, str(index)))
             print(
                 f"{command:>16} after {seconds:6.3f} s: {judged(answer)}, {answer.waited:.2f} s later", flush=True
@@ -98,4 +98,4 @@ def main(count):
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), *map(float, sys.argv[2:]))
