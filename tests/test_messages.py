@@ -4,6 +4,7 @@ import inspect
 import itertools
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,12 @@ from vastmax.study.density import DensityOptions
 from vastmax.study.estimator_options import StudyOptions
 from vastmax.study.repeats import begin, read_kept
 from vastmax.tasks.classify.config import ClassifyConfig
+from vastmax.tasks.classify.data import read_data
 from vastmax.tasks.classify.labelled_text import read_labelled_text
 from vastmax.tasks.contrast.config import ContrastConfig
 from vastmax.tasks.lm.checkpoint import load_weights, read_checkpoint
 from vastmax.tasks.lm.config import LMConfig
+from vastmax.tasks.lm.corpus import read_streams
 
 MANY = 10_000
 QUOTED = 90
@@ -142,13 +145,70 @@ def test_the_command_line(words, names, kind, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "runs").exists()
 
 
+def read_labels(path, **options):
+    return read_labelled_text(path, ClassifyConfig(**options))
+
+
+def labels_by(column):
+    return partial(read_labels, text_column=column, label_column=LONG["text"])
+
+
+def read_column(path):
+    return data.read_corpus(path, text_column=LONG["text"])
+
+
+def read_at_spaces(path):
+    return read_streams(LMConfig(data=str(path), split="whitespace"))
+
+
+def twins(path):
+    """Read a folder in which a file is there twice."""
+    path.with_suffix(".txt").write_text("a\tb\n")
+    return read_labels(path.parent)
+
+
+NAMES = [f"{letter}{LONG['text']}" for letter in "abc"]
+"""Names of columns."""
+ASCII = f"us{'-' * MANY}ascii"
+"""What Python takes for a name of ASCII."""
+
 FILES = {
-    "one token": (data.read_corpus, LONG["text"]),
-    "two tokens": (data.read_corpus, f"{LONG['text']} {LONG['text']}"),
-    "one token again and again": (data.read_corpus, f"{LONG['text']} " * 3),
-    "a line without a label": (read_labelled_text, LONG["text"]),
-    "rows that are none": (read_labelled_text, json.dumps({"train": [["a text", "a label"], LONG["names"]]})),
-    "a part that is none": (read_labelled_text, json.dumps({"train": LONG["text"]})),
+    "one token": (data.read_corpus, LONG["text"], "a.txt"),
+    "two tokens": (data.read_corpus, f"{LONG['text']} {LONG['text']}", "a.txt"),
+    "one token again and again": (data.read_corpus, f"{LONG['text']} " * 3, "a.txt"),
+    "nothing to train on": (read_at_spaces, "今日" * MANY, "a.txt"),
+    "an encoding of a long name": (partial(data.read_corpus, encoding=ASCII), f"é{LONG['words']}", "a.txt"),
+    "a column of no table": (read_column, LONG["words"], "a.md"),
+    "a column that is not there": (read_column, f"{','.join(NAMES)}\n1,2,3\n", "a.csv"),
+    "a column that JSON lacks": (read_column, json.dumps([dict.fromkeys(NAMES, "a b c")])),
+    "a folder without text": (lambda path: data.read_corpus(path.parent), LONG["words"], f"a.{'z' * 200}"),
+    "a line without a label": (read_labels, LONG["text"], "a.tsv"),
+    "a cell without a label": (read_labels, f"{LONG['text']}\ta\n{LONG['text']}\n", "a.tsv"),
+    "a cell too many": (read_labels, f"a,b\n{LONG['text']},{LONG['text']},{LONG['text']}\n", "a.csv"),
+    "a quote that is not closed": (read_labels, f'a,b\n{LONG["text"]},"{LONG["text"]}\n', "a.csv"),
+    "three columns": (read_labels, f"{','.join(NAMES)}\n1,2,3\n", "a.csv"),
+    "columns of one name": (read_column, json.dumps([{LONG["text"]: "a", LONG["text"].upper(): "b"}])),
+    "labels of a column that is not there": (labels_by("1"), f"a{LONG['text']}\tb\n", "a.tsv"),
+    "texts of a column that is not there": (labels_by(LONG["words"]), "a\tb\nc\td\n", "a.tsv"),
+    "swapped columns": (
+        read_labels,
+        json.dumps([{NAMES[0]: f"a {i}", NAMES[1]: f"{'a ' * 9}{i}"} for i in range(9)]),
+    ),
+    "a line of fastText without words": (read_labels, f"__label__{LONG['text']}", "a.txt"),
+    "a line that is no JSON": (read_labels, f"{{}}\n{LONG['text']}", "a.jsonl"),
+    "a line that is no object": (read_labels, json.dumps(LONG["text"]), "a.jsonl"),
+    "JSON of something else": (read_labels, json.dumps(LONG["text"])),
+    "an object without rows": (read_labels, json.dumps(LONG["a dict"])),
+    "a name twice": (read_labels, f'{{"{LONG["text"]}": 1, "{LONG["text"]}": 2}}'),
+    "half a character": (read_labels, json.dumps([{"text": f"\ud800{LONG['text']}", "label": "a"}])),
+    "numbers of many digits": (read_labels, json.dumps([{"text": "a", "label": LONG["digits"]}])),
+    "several kinds": (read_labels, json.dumps([["a", 1], [LONG["text"], LONG["names"]]])),
+    "lists for labels": (read_labels, json.dumps([[LONG["text"], LONG["names"]]])),
+    "numbers for texts": (read_labels, json.dumps([{"text": 1, LONG["text"]: 2}])),
+    "no Parquet": (read_labels, LONG["text"], "a.parquet"),
+    "two of one file": (twins, "a\tb\n", f"train-{'y' * 200}.tsv"),
+    "rows that are none": (read_labels, json.dumps({"train": [["a text", "a label"], LONG["names"]]})),
+    "a part that is none": (read_labels, json.dumps({"train": LONG["text"]})),
     "another vocabulary": (data.Vocabulary.load, json.dumps({"format": LONG["text"]})),
     "other options": (LMConfig.load, json.dumps({**asdict(LMConfig()), "tokens": LONG["text"]})),
     "options that are none": (LMConfig.load, LONG["text"]),
@@ -160,15 +220,31 @@ FILES = {
 
 @pytest.mark.parametrize("case", FILES)
 def test_files(case, tmp_path):
-    read, content = FILES[case]
-    file = tmp_path / "a folder" / ("folder/" * 30) / "setting.json"
+    read, content, *name = FILES[case]
+    file = tmp_path / "a folder" / ("folder/" * 30) / (*name, "setting.json")[0]
     file.parent.mkdir(parents=True)
     file.write_text(content, encoding="utf-8")
     message = complaint(read, file)
-    assert "setting.json: " in message or "was begun with another seed" in message
+    if "was begun with another seed" not in message:
+        assert ": expected " in message
+        assert file.name[-10:] in message or file.name[:10] in message
     for kind in LONG:
         check_short(message, kind)
     assert str(file)[-120:] not in message
+    assert str(file.parent)[-120:] not in message
+
+
+@pytest.mark.parametrize("flag", ["--encoding", "--text-column", "--label-column"])
+@pytest.mark.parametrize("words", [["compare", "classify"], ["compare", "lm"], ["train", "lm"]], ids=" ".join)
+def test_options_of_readers(words, flag, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data.csv").write_text("text,label,more\n" + "some words,a,b\n" * 20)
+    assert run([*words, "--data=data.csv", f"{flag}={LONG['text']}"]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert flag in error or f"{flag[2:].replace('-', '_')}: expected" in error
+    check_short(error, "text")
+    assert not (tmp_path / "runs").exists()
 
 
 OPTIMIZER = optim.LazyAdamW([torch.ones(3, 2, requires_grad=True)])
@@ -199,6 +275,9 @@ DEEPER = {
     "an optimizer's state": lambda: OPTIMIZER.load_state_dict(
         {**OPTIMIZER.state_dict(), "state": {0: {"step": torch.tensor(1.0), LONG["text"]: torch.ones(7)}}}
     ),
+    "an encoding": lambda: data.read_corpus(".", encoding=LONG["text"]),
+    "a column without data": lambda: read_data(ClassifyConfig(label_column=LONG["text"])),
+    "an encoding without data": lambda: read_streams(LMConfig(encoding=LONG["text"])),
     "a place in a stream": lambda: data.TokenBatches(torch.arange(20), 2, 3).load_state_dict(LONG["a dict"]),
     "other weights": lambda: load_weights(heads.Softmax(D, V), {"state_dict": LONG["a dict"]}, LONG["a path"]),
     "shapes of the rows of an encoder": lambda: contrastive.cached_backward(

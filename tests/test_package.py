@@ -37,7 +37,7 @@ def core_modules():
         names.append(module.__name__)
         if hasattr(module, "__path__"):
             names += [f"{module.__name__}.{m.name}" for m in pkgutil.iter_modules(module.__path__)]
-    return [*names, "vastmax.data.batches", "vastmax.data.contexts", "vastmax.data.text", "vastmax.data.vocabulary"]
+    return [*names, *(f"vastmax.data.{name}" for name in ("batches", "contexts", "scripts", "text", "vocabulary"))]
 
 
 @pytest.mark.parametrize("name", core_modules())
@@ -66,7 +66,7 @@ def test_public_names_exist():
 
 def test_importing_the_library_imports_nothing_of_the_extras():
     """Nothing beyond torch, numpy and the standard library, and neither tasks nor study."""
-    extras = ["lightning", "tokenizers", "typer", "rich", "matplotlib", "jinja2", "scipy", "torchmetrics"]
+    extras = ["lightning", "tokenizers", "polars", "typer", "rich", "matplotlib", "jinja2", "scipy", "torchmetrics"]
     code = (
         "import sys, torch; before = set(sys.modules); import vastmax; "
         f"print([m for m in sys.modules if m.split('.')[0] in {extras} and m not in before]"

@@ -14,7 +14,7 @@ def main() -> None:
 
     missing = [
         name
-        for name in ("typer", "lightning", "tokenizers", "matplotlib", "sklearn", "torchmetrics")
+        for name in ("typer", "lightning", "tokenizers", "polars", "matplotlib", "sklearn", "torchmetrics")
         if not find_spec(name)
     ]
     if missing:

@@ -59,3 +59,31 @@ def test_many_small_files_give_90_5_5() -> None:
     parts, note = split_files({str(i): "four" for i in range(1000)})
     assert [part.count("four") for part in parts] == [900, 50, 50]
     assert note == "whole files, 90.0% / 5.0% / 5.0%"
+
+
+LETTERS = ["北", "京", "か", "ไ", "ท", "น้ำ", "，", "。", " ", "\n"]
+HAN = st.lists(st.sampled_from(LETTERS), max_size=200).map(lambda letters: f"北京南{''.join(letters)}方")
+
+
+@given(HAN, st.sampled_from([(0.95,), (0.9, 0.95), (0.5, 0.6), (0.01, 0.02)]))
+def test_scripts_without_spaces_are_cut_between_letters(text: str, ends: tuple[float, ...]) -> None:
+    parts = cut_text(text, ends)
+    assert len(parts) == len(ends) + 1
+    assert all(part.split() for part in parts)
+    assert "".join("".join(parts).split()) == "".join(text.split())
+    assert not any(part[0] in "้ำ" for part in parts[1:])
+
+
+def test_one_line_without_spaces_is_cut_where_asked() -> None:
+    text = "北京南方看海，" * 100
+    parts = cut_text(text, (0.9, 0.95))
+    assert "".join(parts) == text
+    assert [len(part) for part in parts] == pytest.approx([630, 35, 35], abs=2)
+
+
+@given(st.text("ACGT", min_size=3, max_size=300), st.sampled_from([(0.95,), (0.9, 0.95), (0.01, 0.02)]))
+def test_within_words_a_cut_may_fall_anywhere(text: str, ends: tuple[float, ...]) -> None:
+    parts = cut_text(text, ends, within_words=True)
+    assert len(parts) == len(ends) + 1
+    assert all(parts)
+    assert "".join(parts) == text

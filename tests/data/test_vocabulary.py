@@ -117,12 +117,12 @@ def test_byte_pairs_merge_what_is_most_frequent() -> None:
 
 @pytest.mark.parametrize("options", [{"split": "whitespace"}, {"split": "words"}, {"tokens": "bpe"}])
 @given(
-    line=st.text(st.sampled_from("ab' ,\t\u3000é\x1c"), min_size=1),
+    line=st.text(st.sampled_from("ab' ,\t\u3000é\x1c北京か。，\u3099น้"), min_size=1),
     piece=st.integers(1, 9),
     chunk=st.integers(1, 5),
 )
 def test_long_lines_encode_as_if_whole(options: dict[str, Any], line: str, piece: int, chunk: int) -> None:
-    lines = ["a  b' a,b", line, "", line]
+    lines = ["a  b' a,b 北京。か", line, "", line]
     built = build_vocabulary(lines, **options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vocabulary, "PIECE_CHARS", piece)
@@ -132,13 +132,22 @@ def test_long_lines_encode_as_if_whole(options: dict[str, Any], line: str, piece
     assert (entries(built), built.counts.tolist()) == (entries(in_pieces), in_pieces.counts.tolist())
 
 
+def test_a_long_line_without_spaces_is_encoded_in_pieces() -> None:
+    line = "北京去过南方看海，" * 4_000
+    built = build_vocabulary([line])
+    pieces = [text for text, _ in vocabulary._pieces(vocabulary._gap(built.tokenizer), line)]
+    assert "".join(pieces) == line
+    assert max(map(len, pieces)) < vocabulary.PIECE_CHARS + 10
+    assert len(built.encode([line])) == len(line) + 1
+
+
 @pytest.mark.parametrize("options", [{"split": "words", "min_count": 2}, {"tokens": "bpe"}])
 def test_saved_and_loaded(tmp_path: Path, options: dict[str, Any]) -> None:
     built = build_vocabulary(POEM * 2 + ["“quoted” <eos>"], **options)
     built.save(tmp_path / "vocabulary.json")
     loaded = Vocabulary.load(tmp_path / "vocabulary.json")
     assert torch.equal(loaded.counts, built.counts)
-    text = [*POEM, "a <unk> “quoted” <eos> thistle"]
+    text = [*POEM, "a <unk> “quoted” <eos> thistle 北京"]
     assert torch.equal(loaded.encode(text), built.encode(text))
     assert loaded.decode(loaded.encode(text)) == built.decode(built.encode(text))
     assert [path.name for path in tmp_path.iterdir()] == ["vocabulary.json"]

@@ -22,7 +22,6 @@ from vastmax.study.repeats import spread
 from vastmax.tasks.classify.config import ClassifyConfig
 from vastmax.tasks.classify.data import digits, labelled_text, long_tail, pose, read_data, split
 from vastmax.tasks.classify.heads import KINDS, build_head, predict
-from vastmax.tasks.classify.labelled_text import read_labelled_text
 from vastmax.tasks.classify.model import Classifier, PixelBody
 from vastmax.tasks.classify.scores import score
 from vastmax.tasks.classify.train import train
@@ -62,6 +61,8 @@ def test_the_parts_of_a_json_file(clinc):
     assert data.classes == CLASSES
     assert np.bincount(data.part).tolist() == [18, 3, 6]
     assert data.notes == (
+        "left out: oos_train of data.json",
+        "texts from column 1, labels from column 2",
         "left out: 1 rows of valid with 1 labels that train lacks",
         "left out: 3 rows of test with 2 labels that train lacks",
     )
@@ -105,23 +106,27 @@ def test_every_part_of_a_split_has_every_class():
 
 
 BAD_FILES = [
-    ("all.tsv", b"", "expected lines of a text, a tab and a label, got an empty file"),
-    ("all.tsv", b"\n\n", "got an empty file"),
-    ("all.tsv", b"meow\tcat\nno label\n", r"line 2: expected a text, a tab and a label, got 'no label'"),
-    ("all.tsv", b"meow\tcat\n\n\tdog\n", "line 3: expected a text"),
-    ("all.tsv", b"a\tb\tc\n", "line 1: expected a text"),
+    ("all.tsv", b"", "expected a table, got an empty file"),
+    ("all.tsv", b"\n\n", "got only whitespace"),
+    ("all.tsv", b"meow\tcat\nno label\n", r"row 2: expected a label in column 2, .* in \['no label', None\]"),
+    ("all.tsv", b"meow\tcat\n\n\tdog\n", "row 3: expected a text in column 1, got an empty cell"),
+    ("all.tsv", b"a\tb\tc\n", r"expected --text-column and --label-column to say which .* \['a', 'b', 'c'\]"),
+    ("all.tsv", b"a\n", r"expected a column each for text and label, got 1 in all; .* begins with \['a'\]"),
+    ("all.tsv", b"a\tb\nc\td\te\n", "row 2: expected 2 cells with a tab between, as in the first row, got 3"),
+    ("all.csv", b'a,b\n"c,d\n', "row 2: expected whole double quotes around a cell"),
     ("all.tsv", b"caf\xe9\tcat\n", "expected UTF-8 text, got byte 0xe9 at offset 3"),
     ("all.tsv", b"a\tcat\n" * 9, "expected rows of at least 2 classes to train on, got 1"),
     ("all.tsv", b"a\tcat\nb\tdog\n", "expected rows of at least 2 classes to train on, got 0"),
     ("x.json", b"", "got an empty file"),
     ("x.json", b'{"train": [\n}', "line 2: expected JSON"),
-    ("x.json", b"[]", "expected an object with train, val and test, got list"),
+    ("x.json", b"[]", "expected rows, got none"),
+    ("x.json", b"3", "expected a list of rows or an object with train, val and test, got 3"),
     ("x.json", b'{"train": [["a", "b"]]}', "found none for valid and test"),
-    ("x.json", b'{"train": [["a", "b"], ["a"]]}', r"train\[1\]: expected \[text, label\], got \['a'\]"),
-    ("x.json", b'{"train": [["a", 3]]}', r"train\[0\]: expected \[text, label\]"),
-    ("x.json", b'{"train": [["a", " "]]}', r"train\[0\]: expected \[text, label\]"),
+    ("x.json", b'{"train": [["a", "b"], ["a"]]}', r"train\[1\]: expected a list of 2 cells, got \['a'\]"),
+    ("x.json", b'{"train": [["a", " "]], "test": [["a", "b"]]}', r"train\[0\]: expected a label in column 2"),
+    ("x.json", b'{"train": [["a", ["b"]]], "test": [["a", "b"]]}', "with one label in a cell, got 2 of lists"),
     ("x.json", b'{"train": {}}', "train: expected a list"),
-    ("x.json", b'{"train": []}', "train: expected a list"),
+    ("x.json", b'{"train": []}', "expected rows, got none in train"),
     ("x.json", b'{"val": [["a", "b"]], "valid": [["a", "b"]]}', "expected one list for valid"),
 ]
 
@@ -138,14 +143,14 @@ def test_bad_files(tmp_path, name, content, message):
 
 def test_bad_folders(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
-        read_data(str(tmp_path / "nowhere"))
+        read_data(ClassifyConfig(data=str(tmp_path / "nowhere")))
     write_tsv(tmp_path / "train.tsv", lines())
     with pytest.raises(ValueError, match="found none for valid and test"):
-        read_labelled_text(tmp_path)
+        labelled_text(tmp_path)
     for name in ("valid.tsv", "val.txt", "test.tsv"):
         write_tsv(tmp_path / name, lines())
-    with pytest.raises(ValueError, match=r"expected one file for valid, got val\.txt and valid\.tsv"):
-        read_labelled_text(tmp_path)
+    with pytest.raises(ValueError, match=r"expected one file for val, got val\.txt, valid\.tsv; keep one of them"):
+        labelled_text(tmp_path)
 
 
 def test_a_long_text_and_a_long_name_take_their_own_room_only(tmp_path):

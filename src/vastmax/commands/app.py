@@ -48,6 +48,12 @@ app.add_typer(study_app, name="study")
 console = Console(highlight=False, markup=False)
 errors = Console(stderr=True, highlight=False, markup=False)
 
+
+def say(line: str) -> None:
+    """Print a line, however long it is."""
+    console.print(line, soft_wrap=True)
+
+
 Out = Annotated[Path | None, typer.Option(help="Folder for the results; runs/ and the time if omitted.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoints in --out.")]
 

@@ -16,6 +16,7 @@ from vastmax.commands.app import (
     console,
     new_folder,
     resumable,
+    say,
     train_app,
     with_options_of,
 )
@@ -35,9 +36,9 @@ def train_lm(
     resume: Resume = False,
 ) -> None:
     """Train a language model, for one epoch unless told otherwise, and score it exactly."""
-    from vastmax.study.compare import describe, describe_point
+    from vastmax.study.compare import describe_point
     from vastmax.tasks.files import check_folder
-    from vastmax.tasks.lm.corpus import read_streams
+    from vastmax.tasks.lm.corpus import describe, read_streams
     from vastmax.tasks.lm.run import RunFolder
     from vastmax.tasks.lm.train import train
 
@@ -48,7 +49,7 @@ def train_lm(
         raise ValueError(f"resume: expected a run to go on with in {shown(folder)}, found none")
     with resumable(folder, lambda folder: RunFolder(folder).begun):
         streams = read_streams(config)
-        console.print(describe(streams))
+        say(describe(streams))
         result = train(
             config,
             head,
@@ -78,7 +79,7 @@ def compare_lm(
     folder = out or new_folder("compare-lm", resume)
     with resumable(folder, has_begun):
         results = compare_language_models(
-            config, parse_names("heads", heads, HEADS), folder, resume=resume, say=console.print
+            config, parse_names("heads", heads, HEADS), folder, resume=resume, say=say
         )
         report = write_report(results, folder)
     console.print(terminal_table(results))
@@ -90,12 +91,17 @@ def compare_lm(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
     data: Annotated[str | None, typer.Option(help="Another text than the run's own.")] = None,
+    encoding: Annotated[str, typer.Option(help="Its encoding.")] = "utf-8",
+    text_column: Annotated[str | None, typer.Option(help="Its column with the texts, if it is a table.")] = None,
 ) -> None:
     """Score a trained model exactly: perplexity, and mean and spread of log Z."""
+    from vastmax.tasks.lm.corpus import describe_unknown
     from vastmax.tasks.lm.train import evaluate as evaluate_run
 
-    result = evaluate_run(run, data)
+    result = evaluate_run(run, data, encoding=encoding, text_column=text_column)
     print_scores(result)
+    for line in describe_unknown(result["text"]["unknown"]):
+        say(line)
     console.print_json(json.dumps(result))
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vastmax.commands.app import Out, Resume, compare_app, console, new_folder, resumable, with_options_of
+from vastmax.commands.app import Out, Resume, compare_app, console, new_folder, resumable, say, with_options_of
 from vastmax.commands.memory import Command
 from vastmax.study.estimator_options import parse_names
 from vastmax.tasks.classify.config import ClassifyConfig
@@ -33,7 +33,7 @@ def compare_classify(
     folder = out or new_folder("compare-classify", resume)
     names = parse_names("heads", heads, HEADS)
     with resumable(folder, has_begun):
-        results = compare_classifiers(config, names, folder, resume=resume, say=console.print)
+        results = compare_classifiers(config, names, folder, resume=resume, say=say)
         page = report.write_report(results, folder)
     console.print(report.terminal_table(results))
     console.print(report.verdict(results))

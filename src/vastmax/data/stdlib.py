@@ -4,8 +4,9 @@ import sys
 import sysconfig
 from pathlib import Path
 
+from vastmax.data.files import NotTextError, find_files, read_text
 from vastmax.data.splits import split_files
-from vastmax.data.text import Corpus, NotTextError, find_files, read_text
+from vastmax.data.text import Corpus
 from vastmax.validation import shown
 
 LEFT_OUT = ("site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__")

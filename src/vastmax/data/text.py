@@ -1,33 +1,55 @@
-"""Text as people keep it: a file, a WikiText or PTB folder, or any folder of text, as train, valid and test."""
+"""Text as people keep it: a file, a WikiText or PTB folder, a data set, any folder; as train, valid and test."""
 
-import gzip
 import os
-import re
-import zlib
 from collections import Counter
-from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
-from vastmax.data.splits import cut_text, split_files
-from vastmax.validation import check_positive_int, cut, shown
+from vastmax.data.files import (
+    ENCODING,
+    PARTS,
+    NotTextError,
+    check_encoding,
+    check_exists,
+    check_twins,
+    few,
+    find_files,
+    is_text,
+    layout_of,
+    left_out,
+    num_bytes,
+    shown_name,
+    stem_of,
+    suffix_of,
+    title,
+    walk,
+)
+from vastmax.data.splits import cut_text, split_files, tokens_of
+from vastmax.data.tables import RECORDS
+from vastmax.data.text_reader import TextReader
+from vastmax.validation import cut, shown
 
-DATA_SUFFIXES = frozenset({".csv", ".raw", ".text", ".tokens", ".tsv", ".txt"})
+LINES_SUFFIXES = frozenset({".csv", ".raw", ".text", ".tokens", ".tsv", ".txt"})
+DATA_SUFFIXES = LINES_SUFFIXES | set(RECORDS)
 """Suffixes under which a file that says train, valid or test is taken at its word: `train.py` is not data."""
 
-TEXT_SUFFIXES = DATA_SUFFIXES | {
-    *(".adoc", ".bib", ".htm", ".html", ".json", ".jsonl", ".log", ".md", ".org", ".rst", ".srt", ".tex", ".xml"),
+TEXT_SUFFIXES = LINES_SUFFIXES | {
+    *(".adoc", ".bib", ".htm", ".html", ".log", ".md", ".org", ".rst", ".srt", ".tex", ".xml"),
     *(".c", ".cc", ".cpp", ".cs", ".css", ".cu", ".go", ".h", ".hpp", ".hs", ".java", ".js", ".jl", ".kt", ".lua"),
     *(".php", ".pl", ".py", ".pyi", ".r", ".rb", ".rs", ".scala", ".sh", ".sql", ".swift", ".toml", ".ts"),
     *(".yaml", ".yml"),
 }
-SPLIT_WORDS = {"train": "train", "test": "test"} | dict.fromkeys(("valid", "val", "validation", "dev"), "valid")
+TABLE_SUFFIXES = frozenset(RECORDS) - {".json"}  # which more often holds settings than rows
+ABOUT = frozenset(
+    {"authors", "changelog", "citation", "contents", "copying", "licence", "license", "notice", "readme"}
+)
+"""Names of files that tell of a folder rather than being of it."""
+
 MIN_TOKENS = 3  # one for each split
-MAX_FOREIGN_SHARE = 0.05  # of a folder's bytes not UTF-8; above it, what is left is not what was meant
+MAX_FOREIGN_SHARE = 0.05  # of a folder's bytes not text; above it, what is left is not what was meant
 
-
-class NotTextError(ValueError):
-    """A file that holds something other than UTF-8 text."""
+ADVICE = "--split says where words end, and --tokens bpe takes any text"
 
 
 @dataclass(frozen=True)
@@ -40,7 +62,7 @@ class Corpus:
         valid: lines to choose by.
         test: lines to report.
         source: where the text came from.
-        notes: how the text was split and what was left out, one sentence each.
+        notes: what was read, how it was split and what was left out, one sentence each.
     """
 
     name: str
@@ -51,27 +73,40 @@ class Corpus:
     notes: list[str] = field(default_factory=list)
 
 
-def read_corpus(path: str | os.PathLike[str]) -> Corpus:
+def read_corpus(
+    path: str | os.PathLike[str],
+    *,
+    encoding: str = ENCODING,
+    text_column: str | None = None,
+    within_words: bool = False,
+) -> Corpus:
     r"""Read a text file or a folder of them as train, valid and test lines.
 
-    Text is UTF-8, with or without a byte order mark, plain or gzipped (told by its first bytes). Lines end
-    with \n or \r\n.
+    Text may have a byte order mark and be gzipped (told by its first bytes). Lines end with \n or \r\n. JSON,
+    JSON lines and Parquet give the column of their texts; so does a `.csv` or `.tsv` file whose first row names
+    one, or any such file with `text_column`. Otherwise they are lines of plain text.
 
     - *A file* is cut in order, 90% / 5% / 5% of its characters: at line ends or, where lines are too long for
-      that, at whitespace.
+      that, between words.
     - *A folder whose files say train, valid (val, validation, dev) or test in their names*, as WikiText and
-      PTB do, is read as they say. A split that is missing is cut from the end of train.
-    - *Any other folder*: every text file below it except hidden ones, split about 90 / 5 / 5 by whole files
-      in an order fixed by a hash of their names; by lines where files are too few or too uneven. Files that
-      are not UTF-8 are left out and noted, unless they hold more than 5% of the bytes.
+      PTB do, is read as they say; so is one with Parquet or JSON lines named so in a folder of its own. A split
+      that is missing is cut from the end of train.
+    - *Any other folder*: of the files below it that are not hidden, either those with a suffix of texts, or Parquet
+      and JSON lines, or texts without a suffix, whichever has the most bytes; README and the like are left out.
+      They are split about 90 / 5 / 5 by whole files in an order fixed by a hash of their names; by lines where
+      files are too few or too uneven. Files that are not text are left out and noted, unless they hold more
+      than 5% of the bytes.
 
     Args:
         path: the file or folder.
+        encoding: of text; Parquet has its own.
+        text_column: name or number, from 1, of the column with the texts.
+        within_words: whether a text without spaces may be cut anywhere, as is right for byte pairs.
 
     Raises:
         FileNotFoundError: nothing at `path`.
-        ValueError: a file that is empty, binary, not UTF-8 or a damaged gzip; fewer than 3 tokens or only one
-            distinct; a folder without text files.
+        ValueError: a file that is empty, binary, in another encoding or damaged; a table without such a column;
+            fewer than 3 tokens or only one distinct; a folder without text files.
 
     Example:
         >>> import tempfile
@@ -82,198 +117,114 @@ def read_corpus(path: str | os.PathLike[str]) -> Corpus:
         ('song', 90, 5, 5)
     """
     path = Path(path)
-    if not os.path.exists(path):  # and a name that is too long for one does not
-        raise FileNotFoundError(f"{shown(path)}: no such file or folder; expected text to read")
-    if path.is_dir():
-        return _read_layout(path) or _read_folder(path)
-    if not path.is_file():
-        raise ValueError(
-            f"{shown(path)}: a special file (device, pipe or socket); expected a regular file or a folder"
-        )
-    text = read_text(path)
-    _check_tokens(text, path)
-    train, valid, test = (part.split("\n") for part in cut_text(text, (0.90, 0.95)))
-    return Corpus(_stem(path), train, valid, test, str(path), ["cut in order, 90 / 5 / 5"])
+    check_exists(path, "text to read")
+    check_encoding(encoding)
+    reader = TextReader(encoding, text_column)
+    if not path.is_dir():
+        return _divide(path, stem_of(path), reader.parts(path), reader.notes(path.parent), within_words)
+    name = path.resolve().name
+    if (layout := _layout(path)) is not None:
+        found = {part: "\n".join(map(reader.text, files)) for part, files in layout.items()}
+        notes = [f"{part}: {few(path, layout[part])}" for part in layout]
+        notes += [*reader.notes(path), *left_out(path, layout.values())]
+        return _divide(path, name, found, notes, within_words)
+    return _read_folder(path, reader, within_words)
 
 
-def looks_tokenised(lines: Iterable[str], *, max_chars: int = 200_000) -> bool:
-    """Tell whether text is already split into tokens by spaces, as PTB and WikiText are.
-
-    It is when at least 98% of its commas, semicolons, question and exclamation marks, brackets and double
-    quotes at the edge of a whitespace-separated token are a token of their own; `<unk>` counts as one.
-
-    Args:
-        lines: the text; only the first `max_chars` characters are judged.
-        max_chars: how much to look at.
-
-    Example:
-        >>> looks_tokenised(["no , it was n't <unk> ."]), looks_tokenised(["No, it wasn't (she said)."])
-        (True, False)
-    """
-    max_chars = check_positive_int("max_chars", max_chars)
-    alone = glued = seen = 0
-    for line in lines:
-        for token in line[: max_chars - seen].split():
-            if token == "<unk>" or token in _PUNCTUATION:
-                alone += 1
-            elif token[0] in _PUNCTUATION or token[-1] in _PUNCTUATION:
-                glued += 1
-        seen += len(line)
-        if seen >= max_chars:
-            break
-    return alone > 0 and alone >= 0.98 * (alone + glued)
-
-
-_PUNCTUATION = frozenset(',;?!()"')
-
-
-def read_text(path: Path) -> str:
-    r"""Return the text of a plain or gzipped UTF-8 file, with \r\n as \n and without its last line end.
-
-    Raises:
-        NotTextError: NUL bytes or invalid UTF-8, with the offset of the first.
-        ValueError: a truncated or corrupt gzip file.
-    """
-    content = path.read_bytes()
-    if content.startswith(b"\x1f\x8b"):
-        try:
-            content = gzip.decompress(content)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise ValueError(f"{shown(path)}: expected a whole gzip file, got a damaged one: {error}") from error
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        byte = content[error.start]
-        raise NotTextError(
-            f"{shown(path)}: expected UTF-8 text, got byte 0x{byte:02x} at offset {error.start}"
-        ) from error
-    if (nul := content.find(0)) >= 0:
-        raise NotTextError(f"{shown(path)}: expected UTF-8 text, got byte 0x00 at offset {nul}: a binary file")
-    return text.removeprefix("\ufeff").removesuffix("\n").replace("\r\n", "\n").removesuffix("\r")
-
-
-def find_files(folder: Path, suffixes: Collection[str], *, skip: Collection[str] = ()) -> list[Path]:
-    """List the regular files below `folder` with one of `suffixes`, plain or with .gz after it, by name.
-
-    Hidden files and folders are left out, as are folders named in `skip`.
-    """
-    return sorted(path for path in _walk(folder, skip) if _suffix(path) in suffixes)
-
-
-def _walk(folder: Path, skip: Collection[str] = ()) -> Iterable[Path]:
-    def refuse(error: OSError) -> None:  # os.walk would pass over an unreadable folder in silence
-        raise error
-
-    for root, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".") and name not in skip]
-        paths = (Path(root, name) for name in files if not name.startswith("."))
-        yield from (path for path in paths if path.is_file())
-
-
-def _read_layout(folder: Path) -> Corpus | None:
-    """Read a folder whose file names say which split they hold; None where they do not."""
-    data = [path for path in find_files(folder, DATA_SUFFIXES) if path.parent == folder]
-    files: dict[str, list[Path]] = {}
-    for path in data:
-        said = {SPLIT_WORDS[word] for word in re.split(r"[^a-z]+", path.name.lower()) if word in SPLIT_WORDS}
-        if len(said) == 1:
-            files.setdefault(said.pop(), []).append(path)
-    if "train" not in files or (len(files) == 1 and len(data) > 1):
-        return None
-
-    texts = {split: _read_parts(paths) for split, paths in files.items()}
-    _check_tokens(texts["train"], files["train"][0])
-    missing = [split for split in ("valid", "test") if split not in texts]
-    if missing:
+def _divide(path: Path, name: str, found: dict[str, str], notes: list[str], within_words: bool) -> Corpus:
+    """Make a corpus of the parts that were found, or of one text that is to be cut."""
+    if "all" in found:
+        _check_tokens(found["all"], path, within_words)
+        found = dict(zip(PARTS, cut_text(found["all"], (0.90, 0.95), within_words=within_words), strict=True))
+        notes = [*notes, "cut in order, 90 / 5 / 5"]
+    elif "train" not in found:
+        raise ValueError(f"{shown(path)}: expected a part for training, got {' and '.join(found)} alone")
+    _check_tokens(found["train"], path, within_words)
+    if missing := [part for part in PARTS if part not in found]:
         ends = (0.90, 0.95) if len(missing) == 2 else (0.95,)
-        texts |= zip(("train", *missing), cut_text(texts["train"], ends), strict=True)
-
-    notes = [f"{split}: {', '.join(path.name for path in paths)}" for split, paths in sorted(files.items())]
-    notes += [f"{split}: no file says so; cut from the end of train" for split in missing]
-    taken = {path for paths in files.values() for path in paths}
-    if left := [path for path in find_files(folder, TEXT_SUFFIXES) if path not in taken]:
-        notes.append(f"left out: {_some(folder, left)}")
-    train, valid, test = (texts[split].split("\n") for split in ("train", "valid", "test"))
-    return Corpus(folder.resolve().name, train, valid, test, str(folder), notes)
+        pieces = cut_text(found["train"], ends, within_words=within_words)
+        found |= zip(("train", *missing), pieces, strict=True)
+        notes = [*notes, *(f"{part}: no file says so; cut from the end of train" for part in missing)]
+    train, valid, test = (found[part].split("\n") for part in PARTS)
+    return Corpus(name, train, valid, test, str(path), notes)
 
 
-def _read_parts(paths: list[Path]) -> str:
-    """Join the files of one split; refuse one text in two forms, which would be read twice."""
-    twins = [stem for stem, times in Counter(map(_stem, paths)).items() if times > 1]
-    if twins:
-        names = ", ".join(path.name for path in paths if _stem(path) == twins[0])
-        raise ValueError(
-            f"{shown(paths[0].parent)}: expected one file for {cut(twins[0])}, got {cut(names)}; keep one of them"
-        )
-    texts = [read_text(path) for path in paths]
-    for path, text in zip(paths, texts, strict=True):
-        if not text or text.isspace():
-            raise ValueError(f"{shown(path)}: expected text, got {'only whitespace' if text else 'an empty file'}")
-    return "\n".join(texts)
+def _layout(folder: Path) -> dict[str, list[Path]] | None:
+    """Find the files of a folder whose names say which split they hold; None where they do not."""
+    parts = layout_of(folder, DATA_SUFFIXES, TABLE_SUFFIXES)
+    if "train" not in parts:
+        return None
+    beside = [path for path in find_files(folder, DATA_SUFFIXES - {".json"}) if path.parent == folder]
+    if len(parts) == 1 and parts["train"][0].parent == folder and len(beside) > 1:
+        return None  # a file about trains
+    check_twins(parts)
+    return parts
 
 
-def _read_folder(folder: Path) -> Corpus:
-    """Read every text file below a folder."""
-    paths = find_files(folder, TEXT_SUFFIXES)
-    if not paths:
-        found = Counter(_suffix(path) or "no suffix" for path in _walk(folder))
-        seen = ", ".join(f"{suffix} ({times})" for suffix, times in found.most_common(10)) or "no files"
-        raise ValueError(f"{shown(folder)}: expected text files such as .txt, .md or .py below it, got {cut(seen)}")
-    texts: dict[str, str] = {}
+def _read_folder(folder: Path, reader: TextReader, within_words: bool) -> Corpus:
+    """Read every file of one kind below a folder."""
+    paths = _one_kind(folder, reader.encoding)
+    found: dict[str, str] = {}
     foreign: dict[Path, NotTextError] = {}
     for path in paths:
         try:
-            texts[path.relative_to(folder).as_posix()] = read_text(path)
+            found[path.relative_to(folder).as_posix()] = reader.text(path, blank=True)
         except NotTextError as error:
             foreign[path] = error
-    if _num_bytes(foreign) > MAX_FOREIGN_SHARE * _num_bytes(paths):
+    if num_bytes(foreign) > MAX_FOREIGN_SHARE * num_bytes(paths):
         raise next(iter(foreign.values()))
-    blank = [path for path, text in texts.items() if not text or text.isspace()]
+    blank = [name for name, text in found.items() if not text or text.isspace()]
     for name in blank:
-        del texts[name]
-    if not texts:
+        del found[name]
+    if not found:
         raise ValueError(f"{shown(folder)}: expected text, got {len(blank)} empty files")
-    _check_tokens("\n".join(texts.values()), folder)
-    parts, note = split_files(texts)
-    notes = [f"{len(texts)} files", note]
+    _check_tokens("\n".join(found.values()), folder, within_words)
+    parts, how = split_files(found, within_words=within_words)
+    notes = [
+        f"{len(found)} files: {few(folder, [folder / path for path in sorted(found)])}",
+        how,
+        *reader.notes(folder),
+    ]
     if blank:
         notes.append(f"left out: {len(blank)} empty files")
     if foreign:
-        notes.append(f"left out as not UTF-8: {_some(folder, list(foreign))}")
+        notes.append(f"left out as not {title(reader.encoding)}: {few(folder, list(foreign))}")
     train, valid, test = (part.split("\n") for part in parts)
-    return Corpus(folder.resolve().name, train, valid, test, str(folder), notes)
+    return Corpus(folder.resolve().name, train, valid, test, str(folder), [*notes, *left_out(folder, [paths])])
 
 
-def _check_tokens(text: str, path: Path) -> None:
-    """Raise unless `text` has at least 3 whitespace-separated tokens, and two distinct ones."""
+def _one_kind(folder: Path, encoding: str) -> list[Path]:
+    """Choose texts by suffix, tables, or texts without a suffix: those that most of the folder's bytes are."""
+    there = sorted(walk(folder))
+    rest = [path for path in there if stem_of(path).lower() not in ABOUT] or there
+    kinds = [
+        [path for path in rest if suffix_of(path) in TEXT_SUFFIXES],
+        [path for path in rest if suffix_of(path) in TABLE_SUFFIXES],
+        [path for path in rest if not suffix_of(path) and is_text(path, encoding)],
+    ]
+    for kind in (max(kinds, key=num_bytes), *kinds, [path for path in rest if suffix_of(path) == ".json"]):
+        if kind:
+            return kind
+    found = Counter(suffix_of(path) or "no suffix" for path in there)
+    seen = ", ".join(f"{shown_name(suffix)} ({times})" for suffix, times in found.most_common(5)) or "no files"
+    raise ValueError(
+        f"{shown(folder)}: expected text files such as .txt, .md or .py, JSON lines or Parquet below it, got "
+        f"{cut(seen)}"
+    )
+
+
+def _check_tokens(text: str, path: Path, within_words: bool) -> None:
+    """Raise unless `text` has at least 3 tokens, and two distinct ones."""
     if not text or text.isspace():
         raise ValueError(f"{shown(path)}: expected text, got {'only whitespace' if text else 'an empty file'}")
-    tokens = text.split(maxsplit=MIN_TOKENS)[:MIN_TOKENS]
+    tokens = [match[0] for match in islice(tokens_of(text, within_words=within_words), MIN_TOKENS)]
     if len(tokens) < MIN_TOKENS:
         raise ValueError(
-            f"{shown(path)}: expected at least {MIN_TOKENS} tokens to split, got {len(tokens)}: {shown(tokens)}"
+            f"{shown(path)}: expected at least {MIN_TOKENS} tokens to split, got {len(tokens)}: "
+            f"{shown(text[:100])}; {ADVICE}"
         )
-    if all(match[0] == tokens[0] for match in re.finditer(r"\S+", text)):
+    if all(match[0] == tokens[0] for match in tokens_of(text, within_words=within_words)):
         raise ValueError(
-            f"{shown(path)}: expected at least 2 distinct tokens, got only {shown(tokens[0])}, again and again"
+            f"{shown(path)}: expected at least 2 distinct tokens, got only {shown(tokens[0][:100])}, again and "
+            f"again; {ADVICE}"
         )
-
-
-def _num_bytes(paths: Iterable[Path]) -> int:
-    return sum(path.stat().st_size for path in paths)
-
-
-def _suffix(path: Path) -> str:
-    """Return the suffix before .gz, or of the name."""
-    return Path(path.name.lower().removesuffix(".gz")).suffix
-
-
-def _stem(path: Path) -> str:
-    """Return the name without its suffix and .gz."""
-    return Path(path.name.removesuffix(".gz")).stem
-
-
-def _some(folder: Path, paths: list[Path]) -> str:
-    """Name up to three of `paths` and count the rest."""
-    names = ", ".join(path.relative_to(folder).as_posix() for path in paths[:3])
-    return names if len(paths) <= 3 else f"{names} and {len(paths) - 3} more"

@@ -11,25 +11,21 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
-from vastmax.data.text import looks_tokenised
+from vastmax.data.scripts import AFTER_CLAUSE, CHARACTER, byte_pairs_for, split_for
 from vastmax.validation import check_choice, check_ids, check_positive_int, shown
-
-try:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-except ImportError as error:
-    raise ImportError("vastmax.data needs the package tokenizers: pip install 'vastmax[train]'") from error
 
 UNK, EOS = "<unk>", "<eos>"
 MIN_SIZE = 3  # <unk>, <eos> and something to tell from them
 NUM_BYTES = 256
-BPE_SIZE = 16_384
 FORMAT = "vastmax vocabulary 1"
 
 CHUNK_PIECES = 1024  # encoded at once: a token takes some 100 bytes until its chunk is done
-PIECE_CHARS = 4096  # of a line encoded at once, to its next space: text8 is one line of 10^8
-GAP = re.compile(r"(?<=\S)[ \t]")  # words and byte pairs never reach over it
+PIECE_CHARS = 4096  # of a line encoded at once, to its next gap: text8 is one line of 10^8
+SPACE = re.compile(r"(?<=\S)[ \t]")  # tokens of any kind never reach over it
+GAP = re.compile(rf"{SPACE.pattern}|{AFTER_CLAUSE}")  # words and byte pairs never reach over it
 
 
 class Vocabulary:
@@ -154,9 +150,11 @@ def build_vocabulary(
     Args:
         lines: the training text.
         tokens: `"word"` or `"bpe"`.
-        vocab_size: number of entries V. `None`: all words, or at most 16,384 byte pairs.
+        vocab_size: number of entries V. `None`: all words, or at most 16,384 byte pairs; in scripts without
+            spaces one for each 32 letters, at most 32,768, but no fewer than there are distinct characters.
         min_count: leave out words, or merges of byte pairs, seen less often.
-        split: where words end: `"whitespace"`; `"words"` splits runs of word characters and of punctuation;
+        split: where words end: `"whitespace"`; `"words"` splits runs of word characters and of punctuation, and
+            characters of scripts without spaces (Han, kana, Thai, Lao, Khmer, Burmese, ...) with the marks on them;
             `"auto"` is `"whitespace"` for text that `looks_tokenised`, else `"words"`. Byte pairs take no notice.
 
     Raises:
@@ -185,15 +183,13 @@ def build_vocabulary(
         raise ValueError(f"lines: expected text to build a vocabulary from, got {len(lines)} blank lines")
     if tokens == "bpe":
         return _build_bpe(lines, vocab_size, min_count)
-    if split == "auto":
-        split = "whitespace" if looks_tokenised(lines) else "words"
-    return _build_words(lines, vocab_size, min_count, split)
+    return _build_words(lines, vocab_size, min_count, split_for(lines) if split == "auto" else split)
 
 
 def _build_words(lines: Sequence[str], vocab_size: int | None, min_count: int, split: str) -> Vocabulary:
     draft = _word_tokenizer({UNK: 0, EOS: 1}, split)
     every_word = trainers.WordLevelTrainer(vocab_size=2**62, special_tokens=[UNK, EOS], show_progress=False)
-    draft.train_from_iterator(_texts(lines), every_word)
+    draft.train_from_iterator(_texts(draft, lines), every_word)
     every_id = {word: index for index, word in enumerate(draft.get_vocab())}  # the trainer's have gaps
     counts = _count(_word_tokenizer(every_id, split), lines)
 
@@ -216,7 +212,8 @@ def _word_tokenizer(ids: dict[str, int], split: str) -> Tokenizer:
     if split == "whitespace":
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     else:
-        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        characters = pre_tokenizers.Split(Regex(CHARACTER), "isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([characters, pre_tokenizers.Whitespace()])
         tokenizer.add_special_tokens([UNK, EOS])  # kept whole, where the rule would split off their brackets
     return tokenizer
 
@@ -224,13 +221,13 @@ def _word_tokenizer(ids: dict[str, int], split: str) -> Tokenizer:
 def _build_bpe(lines: Sequence[str], vocab_size: int | None, min_count: int) -> Vocabulary:
     draft = _bpe_tokenizer({EOS: 0}, [])
     trainer = trainers.BpeTrainer(
-        vocab_size=BPE_SIZE if vocab_size is None else vocab_size,
+        vocab_size=NUM_BYTES + 1 + byte_pairs_for(lines) if vocab_size is None else vocab_size,
         min_frequency=min_count,
         special_tokens=[EOS],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    draft.train_from_iterator(_texts(lines), trainer)
+    draft.train_from_iterator(_texts(draft, lines), trainer)
     _check_yield(vocab_size, draft.get_vocab_size(), f"byte pairs at {min_count=} with single bytes and {EOS}")
     merges = [(left, right) for left, right in json.loads(draft.to_str())["model"]["merges"]]
     return _ranked(_count(draft, lines), partial(_bpe_tokenizer, merges=merges))
@@ -271,7 +268,7 @@ def _count(tokenizer: Tokenizer, lines: Sequence[str]) -> dict[str, int]:
 def _encode(tokenizer: Tokenizer, lines: Iterable[str]) -> Iterator[npt.NDArray[np.int64]]:
     """Yield the ids of lines chunk by chunk, so that memory stays bounded."""
     eos = [tokenizer.token_to_id(EOS)]
-    pieces = chain.from_iterable(map(_pieces, lines))
+    pieces = chain.from_iterable(map(partial(_pieces, _gap(tokenizer)), lines))
     while chunk := list(islice(pieces, CHUNK_PIECES)):
         encodings = tokenizer.encode_batch_fast([text for text, _ in chunk], add_special_tokens=False)
         ids = (
@@ -281,14 +278,19 @@ def _encode(tokenizer: Tokenizer, lines: Iterable[str]) -> Iterator[npt.NDArray[
         yield np.fromiter(chain.from_iterable(ids), dtype=np.int64)
 
 
-def _texts(lines: Iterable[str]) -> Iterator[str]:
-    return (text for line in lines for text, _ in _pieces(line))
+def _texts(tokenizer: Tokenizer, lines: Iterable[str]) -> Iterator[str]:
+    gaps = _gap(tokenizer)  # before training: until it is done, a tokenizer answers nothing
+    return (text for line in lines for text, _ in _pieces(gaps, line))
 
 
-def _pieces(line: str) -> Iterator[tuple[str, bool]]:
-    """Cut a long line before spaces; each piece comes with whether it is the last of its line."""
+def _gap(tokenizer: Tokenizer) -> re.Pattern[str]:
+    return SPACE if isinstance(tokenizer.pre_tokenizer, pre_tokenizers.WhitespaceSplit) else GAP
+
+
+def _pieces(gaps: re.Pattern[str], line: str) -> Iterator[tuple[str, bool]]:
+    """Cut a long line at gaps; each piece comes with whether it is the last of its line."""
     start = 0
-    while gap := GAP.search(line, start + PIECE_CHARS):
+    while gap := gaps.search(line, start + PIECE_CHARS):
         yield line[start : gap.start()], False
         start = gap.start()
     yield line[start:], True

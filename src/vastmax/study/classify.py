@@ -54,7 +54,7 @@ def compare_classifiers(
     """
     check_names("heads", heads, KINDS)
     check_begun(folder, resume=resume)
-    data = read_data(config.data)
+    data = read_data(config)
     problems = [pose(data, config, config.seed + repeat) for repeat in range(config.seeds)]
     say(describe(data, problems[0]))
     setting = {**vars(config), "data": data.fingerprint()}  # the rows, wherever they are

@@ -13,7 +13,7 @@ from vastmax.study.memory import peak_memory
 from vastmax.study.surroundings import surroundings
 from vastmax.tasks.files import RESULTS, check_folder, write_json
 from vastmax.tasks.lm.config import LMConfig
-from vastmax.tasks.lm.corpus import TokenStreams, read_streams
+from vastmax.tasks.lm.corpus import TokenStreams, describe, read_streams
 from vastmax.tasks.lm.heads import HEADS, check_head
 from vastmax.tasks.lm.model import LanguageModel
 from vastmax.tasks.lm.run import RunFolder
@@ -103,14 +103,6 @@ def step_memory(config: LMConfig, head: str, streams: TokenStreams) -> int:
     optimizer.zero_grad()
     model.state = None
     return peak_memory(step, model.device)
-
-
-def describe(streams: TokenStreams) -> str:
-    """Return one line about a text."""
-    return (
-        f"{streams.source}: {len(streams.train):,} / {len(streams.valid):,} / {len(streams.test):,} tokens "
-        f"to train, validate and test, {streams.vocabulary.size:,} classes"
-    )
 
 
 def describe_point(head: str, point: dict[str, float]) -> str:

@@ -33,6 +33,13 @@ def check_free(folder: Path) -> None:
         raise ValueError(f"out: {shown(folder)} holds results already; name another folder")
 
 
+def check_unread(config: type[Any], **given: object) -> None:
+    """Raise ValueError if options say how to read data, and there are none to read."""
+    for name, value in given.items():
+        if value != getattr(config, name):
+            raise ValueError(f"{name}: expected beside --data, got {shown(value)} without it")
+
+
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """Give a draft to write, which takes the file's name once it is done."""

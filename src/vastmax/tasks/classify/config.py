@@ -28,9 +28,12 @@ class ClassifyConfig:
 
     data: str | None = option(
         None,
-        "Labelled text: JSON as CLINC150's, a file of text<TAB>label lines, or a folder with such files named "
+        "Labelled text: CSV, TSV, JSON, JSON lines, Parquet or fastText's lines, or a folder with such files named "
         "train, valid and test; scikit-learn's digits if omitted.",
     )
+    encoding: str = option("utf-8", "Encoding of the text, such as utf-16, latin-1 or gb18030.")
+    text_column: str | None = option(None, "Column with the texts, by name or number from 1.")
+    label_column: str | None = option(None, "Column with the labels, by name or number from 1.")
     long_tail: float = option(1.0, "Rows of the largest class over those of the smallest that training is cut to.")
     seeds: int = option(3, "Repeats: every head is trained anew under each of so many seeds.")
     epochs: int = option(20, "Passes over the training part.")

@@ -12,14 +12,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vastmax.data.files import PARTS, stem_of
+from vastmax.data.scripts import UNSPACED
 from vastmax.tasks.classify.config import ClassifyConfig
-from vastmax.tasks.classify.labelled_text import PARTS, read_labelled_text
+from vastmax.tasks.classify.labelled_text import read_labelled_text
+from vastmax.tasks.files import check_unread
 from vastmax.validation import shown
 
 Ids = NDArray[np.int64]
 MIN_ROWS = 3  # of a class that is to be split: one for each part
 DIGITS_SHARE, TEXT_SHARE = 0.2, 0.1
-WORDS = r"(?u)\b\w+\b"
+WORDS = rf"[{UNSPACED}]|[^\W{UNSPACED}]+"  # and characters, in scripts without spaces
 MAX_FEATURES = 20_000
 
 
@@ -30,7 +33,7 @@ class LabelledData:
     Attributes:
         name: short name, for tables.
         source: where the rows came from.
-        notes: what was left out, one sentence each.
+        notes: how the rows were read and what was left out, one sentence each.
         inputs: N texts, or pixels (N, F).
         label: (N,) class ids.
         classes: names of the V classes.
@@ -97,13 +100,17 @@ class Problem:
     counts: Tensor
 
 
-def read_data(path: str | None) -> LabelledData:
-    """Read scikit-learn's digits, or the labelled text at `path`.
+def read_data(config: ClassifyConfig) -> LabelledData:
+    """Read scikit-learn's digits, or the labelled text that `config` names.
 
     Raises:
         FileNotFoundError, ValueError: data that is missing, empty, malformed, or of fewer than two classes.
     """
-    return digits() if path is None else labelled_text(Path(path))
+    if config.data is not None:
+        return labelled_text(Path(config.data), config)
+    options = ("encoding", "text_column", "label_column")
+    check_unread(ClassifyConfig, **{name: getattr(config, name) for name in options})
+    return digits()
 
 
 def digits() -> LabelledData:
@@ -123,33 +130,52 @@ def digits() -> LabelledData:
     )
 
 
-def labelled_text(path: Path) -> LabelledData:
+def labelled_text(path: Path, config: ClassifyConfig | None = None) -> LabelledData:
     """Read labelled text; rows that cannot be learned and tested are left out and noted.
 
     Raises:
         FileNotFoundError, ValueError: text that is missing, malformed, or of fewer than two classes.
     """
-    parts = read_labelled_text(path)
-    order = PARTS if "train" in parts else tuple(parts)
-    rows = [row for name in order for row in parts[name]]
+    read = read_labelled_text(path, config or ClassifyConfig())
+    order = [name for name in (*PARTS, "all") if name in read.parts]
+    rows = [row for name in order for row in read.parts[name]]
     names = sorted({label for _, label in rows})
     place = {name: index for index, name in enumerate(names)}  # an array of names is as wide as the longest one
     labels = np.array([place[label] for _, label in rows], dtype=np.int64)
-    part = np.repeat(np.arange(3), [len(parts[name]) for name in PARTS]) if "train" in parts else None
-    classes, notes = classes_to_split(labels) if part is None else classes_of_train(path, labels, part)
+    part, notes = None, list(read.notes)
+    if "all" in read.parts:
+        classes, left_out = classes_to_split(labels)
+    else:
+        part = np.repeat([PARTS.index(name) for name in order], [len(read.parts[name]) for name in order])
+        if "valid" not in read.parts:
+            draw_valid(labels, part)
+            notes.append(f"valid: no file says so; {TEXT_SHARE:.0%} of train, class by class")
+        classes, left_out = classes_of_train(path, labels, part)
     if len(classes) < 2:
-        raise ValueError(f"{shown(path)}: expected rows of at least 2 classes to train on, got {len(classes)}")
+        swapped = f"; {read.swapped}" if read.swapped else ""
+        raise ValueError(
+            f"{shown(path)}: expected rows of at least 2 classes to train on, got {len(classes)}{swapped}"
+        )
     kept = np.isin(labels, classes)
     return LabelledData(
-        path.name if path.is_dir() else path.stem,
+        path.resolve().name if path.is_dir() else stem_of(path),
         str(path),
-        tuple(notes),
+        (*notes, *left_out),
         [text for (text, _), keep in zip(rows, kept, strict=True) if keep],
         np.searchsorted(classes, labels[kept]).astype(np.int64),
         tuple(names[index] for index in classes),
         None if part is None else part[kept],
         TEXT_SHARE,
     )
+
+
+def draw_valid(labels: Ids, part: Ids) -> None:
+    """Move rows of train to valid: of each class its share, one at least, and the same ones every time."""
+    train = np.flatnonzero(part == 0)
+    draw = np.random.default_rng(0)
+    for name in np.unique(labels[train]):
+        rows = draw.permutation(train[labels[train] == name])
+        part[rows[: max(1, round(TEXT_SHARE * len(rows))) if len(rows) > 1 else 0]] = 1
 
 
 def classes_to_split(labels: Ids) -> tuple[Ids, list[str]]:

@@ -23,6 +23,9 @@ BODIES = ("lstm", "transformer")
 OPTIMIZERS = ("adamw", "adagrad")
 TOKENS = ("word", "bpe")
 SPLITS = ("auto", "whitespace", "words")
+ADDED = {"encoding", "text_column"}
+"""Options that older runs lack; their defaults are what there was before."""
+
 LIMIT = 1e8
 """No option counts further: a hundred million seconds are three years."""
 
@@ -56,7 +59,11 @@ class LMConfig:
         TypeError, ValueError: an option out of its bounds; the message names it, its value and what was expected.
     """
 
-    data: str | None = option(None, "Text file or folder; the interpreter's standard library if omitted.")
+    data: str | None = option(
+        None, "Text, JSON lines or Parquet, a file or a folder; the interpreter's standard library if omitted."
+    )
+    encoding: str = option("utf-8", "Encoding of the text, such as utf-16, latin-1 or gb18030.")
+    text_column: str | None = option(None, "Column with the texts of a table, by name or number from 1.")
     tokens: str = option("word", f"Kind of tokens: {' or '.join(TOKENS)}.")
     split: str = option("auto", f"How raw text becomes words: {', '.join(SPLITS)}.")
     vocab_size: int | None = option(None, "Entries of the vocabulary; every token of the training text if omitted.")
@@ -136,9 +143,9 @@ class LMConfig:
                 f"{shown(path)}: expected the options of a run in JSON, got a file that is not: {error}"
             ) from error
         names = {f.name for f in fields(cls)}
-        if not isinstance(content, dict) or not names <= content.keys():
+        if not isinstance(content, dict) or not names - ADDED <= content.keys():
             raise ValueError(f"{shown(path)}: expected the options of a run, got JSON of something else")
-        options = {name: content.pop(name) for name in names}
+        options = {name: content.pop(name) for name in names & content.keys()}
         try:
             return cls(**options), content
         except (TypeError, ValueError) as error:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from vastmax.data import TokenBatches, Vocabulary
 from vastmax.interruption import Interrupted
+from vastmax.tasks.files import check_unread
 from vastmax.tasks.lm.checkpoint import WholeCheckpoints, load_weights, pay_debts, read_checkpoint
 from vastmax.tasks.lm.config import LMConfig
 from vastmax.tasks.lm.corpus import TokenStreams, read_streams
@@ -165,11 +166,21 @@ def load_run(folder: Path) -> tuple[LMConfig, Vocabulary, LanguageModel]:
     return config, vocabulary, model
 
 
-def evaluate(folder: Path, data: str | None = None) -> dict[str, Any]:
-    """Score a trained model exactly on the validation and test text of its run, or of `data`."""
+def evaluate(
+    folder: Path, data: str | None = None, *, encoding: str = "utf-8", text_column: str | None = None
+) -> dict[str, Any]:
+    """Score a trained model exactly on the validation and test text of its run, or of `data`.
+
+    Raises:
+        FileNotFoundError, ValueError: a folder without a run; a text that cannot be read, or options of one
+            without it.
+    """
     config, vocabulary, model = load_run(folder)
     if data is not None:
-        config = LMConfig(**{**vars(config), "data": data})
+        other = {"data": data, "encoding": encoding, "text_column": text_column}
+        config = LMConfig(**{**vars(config), **other})
+    else:
+        check_unread(LMConfig, encoding=encoding, text_column=text_column)
     streams = read_streams(config, vocabulary)
     return {
         "text": streams.summary(),
