@@ -47,7 +47,9 @@ def test_the_column_is_named_or_found(tmp_path: Path) -> None:
     rows = "".join(f'{i},"{line}"\n' for i, line in enumerate(PROSE))
     path = tmp_path / "a.csv"
     path.write_text("id,review\n" + rows, encoding="utf-8")
-    assert all_lines(read_corpus(path)) == PROSE
+    found = read_corpus(path)
+    assert all_lines(found) == PROSE
+    assert found.notes[:2] == ["the first row was taken for a header: id, review", "texts from column 'review'"]
     path.write_text("id,what\n" + rows, encoding="utf-8")
     plain = read_corpus(path)
     assert all_lines(plain) == ("id,what\n" + rows).splitlines()

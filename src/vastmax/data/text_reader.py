@@ -24,12 +24,15 @@ class TextReader:
 
     encoding: str
     text_column: str | None
+    _said: dict[str, None] = field(default_factory=dict)
     _columns: dict[str, None] = field(default_factory=dict)
     _plain: list[Path] = field(default_factory=list)
 
     def notes(self, folder: Path) -> list[str]:
         """Say which columns were read, and which files of `folder` were not taken for tables, a sentence each."""
-        notes = [f"texts from column {shown_name(', '.join(self._columns))}"] if self._columns else []
+        said = list(self._said)
+        notes = [*said[:3], *([f"and {len(said) - 3:,} more notes of this kind"] if len(said) > 3 else [])]
+        notes += [f"texts from column {shown_name(', '.join(self._columns))}"] if self._columns else []
         if self._plain:
             names = few(folder, self._plain)
             notes.append(f"read as plain lines, for neither --text-column nor a first row names a column: {names}")
@@ -63,6 +66,7 @@ class TextReader:
                 return {"all": text}
         role = Role("text_column", self.text_column, KNOWN)
         found = read_tables(path, [role], encoding=self.encoding)
+        self._said |= dict.fromkeys(found.notes)
         joined = {}
         for part, [table] in found.parts.items():
             [column] = find_columns(table, [role])
