@@ -128,9 +128,13 @@ class Vocabulary:
             raise ValueError(f"{shown(Path(path))}: expected a JSON file of format {FORMAT!r}, got another")
         try:
             tokenizer = Tokenizer.from_str(json.dumps(content["tokenizer"]))
-            return cls(tokenizer, torch.tensor(content["counts"]))
+            counts = torch.tensor(content["counts"])
         except Exception as error:  # tokenizers raises bare Exception
             raise ValueError(f"{shown(Path(path))}: expected a tokenizer and its counts: {shown(error)}") from error
+        try:
+            return cls(tokenizer, counts)
+        except ValueError as error:
+            raise ValueError(f"{shown(Path(path))}: {error}") from error
 
 
 def build_vocabulary(
