@@ -19,6 +19,7 @@ from vastmax.kernels.reference import log_alpha
 from vastmax.reduction import reduce_rows
 from vastmax.scoring import linear_logits, linear_loss
 from vastmax.scoring.top import TopK, topk_by_id
+from vastmax.sharding import is_sharded
 from vastmax.validation import check_finite_number, check_k, check_per_class
 
 
@@ -189,7 +190,8 @@ class Entmax(FlatHead):
         """Describe the head as `nn.Linear` does, and its alpha."""
         if self.raw_alpha is None:
             return f"{super().extra_repr()}, alpha={self._alpha:g}"
-        value = "" if self.raw_alpha.is_meta else f", alpha={float(torch.as_tensor(self.alpha).detach()):g}"
+        known = not (self.raw_alpha.is_meta or is_sharded(self.raw_alpha))
+        value = f", alpha={float(torch.as_tensor(self.alpha).detach()):g}" if known else ""
         return f"{super().extra_repr()}{value}, learn_alpha=True"
 
 

@@ -16,6 +16,7 @@ from vastmax.functional.precision import at_least_float32
 from vastmax.fused import Fused, Shapes, keep, kept
 from vastmax.recomputation import remembered
 from vastmax.reduction import REDUCTIONS
+from vastmax.sharding import is_sharded
 from vastmax.validation import check_choice, check_finite_number
 
 
@@ -108,7 +109,7 @@ class InfoNCE(nn.Module):
             in_graph: Tensor = _AtLeastInGraph.call(self.log_temperature, bound)
             return in_graph.exp()
         bounded: Tensor = _AtLeast.apply(self.log_temperature, bound)  # type: ignore[no-untyped-call]
-        return bounded.exp()
+        return bounded.exp().view(())  # of a vector, where it is sharded
 
     def forward(
         self,
@@ -195,7 +196,7 @@ class InfoNCE(nn.Module):
         """Describe how rows are scored."""
         if self.log_temperature is None:
             temperature = f"{self.start_temperature:g}"
-        elif self.log_temperature.is_meta:
+        elif self.log_temperature.is_meta or is_sharded(self.log_temperature):
             temperature = "learned"
         else:
             temperature = f"{self.temperature:g}, learned"

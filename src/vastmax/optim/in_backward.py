@@ -10,6 +10,7 @@ from vastmax.kernels.reference.row_updates import Runs
 from vastmax.optim.row_optimizer import RowOptimizer
 from vastmax.scoring import updates_in_backward
 from vastmax.scoring.updates_in_backward import Update
+from vastmax.sharding import is_sharded
 
 
 def apply_in_backward(optimizer: RowOptimizer, *parameters: Tensor) -> ExitStack:
@@ -88,7 +89,7 @@ def _check(optimizer: RowOptimizer, parameter: Tensor) -> None:
     what = f"parameter of shape {tuple(parameter.shape)}"
     if parameter.ndim not in (1, 2):
         raise ValueError(f"{what}: expected class rows (V, d) or a bias (V,)")
-    if hasattr(parameter, "device_mesh"):  # a DTensor
+    if is_sharded(parameter):
         raise ValueError(f"{what}: expected one that this process has whole, got one sharded over several")
     if not parameter.requires_grad:
         raise ValueError(f"{what}: expected one that requires a gradient, got requires_grad=False")

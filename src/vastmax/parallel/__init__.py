@@ -1,5 +1,6 @@
-"""Heads on several processes, beside `torch.distributed`'s own wrappers."""
+"""Heads on several processes, beside the wrappers of `torch.distributed`."""
 
 from vastmax.parallel.rows import reduce_rows
+from vastmax.parallel.shards import fully_shard
 
-__all__ = ["reduce_rows"]
+__all__ = ["fully_shard", "reduce_rows"]
