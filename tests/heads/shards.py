@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from conformance import CASES, D, batch, call
 from torch import nn
+from torch.distributed import fsdp
 
 from vastmax import heads, optim, parallel
 
@@ -122,6 +123,15 @@ def check_a_model():
     torch.testing.assert_close(plain.nll(x, target), whole.one.nll(x, target))
 
 
+def obstacle():
+    """Why FSDP2 does not work here at all: on CPUs it does not in the first versions of torch that have it."""
+    try:
+        fsdp.fully_shard(nn.Linear(2, 2))(torch.zeros(1, 2))
+    except AttributeError as error:
+        return str(error)
+    return None
+
+
 def check_refusals():
     """What FSDP cannot reduce is refused before anything is changed."""
     for sparse in (heads.NCE(D, 9, num_samples=3, sparse=True), nn.Sequential(heads.NCE(D, 9, sparse=True))):
@@ -142,8 +152,8 @@ def worker(rank, folder):
     timeout = datetime.timedelta(seconds=60)
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=WORLD, timeout=timeout)
-    errors = {}
-    for name, function in CHECKS.items():
+    errors = {"at all": obstacle()}
+    for name, function in CHECKS.items() if errors["at all"] is None else ():
         try:
             function()
         except Exception:

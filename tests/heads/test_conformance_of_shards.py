@@ -13,7 +13,10 @@ from vastmax import parallel
 def errors():
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(worker, (folder,), nprocs=WORLD)
-        return [torch.load(f"{folder}/{rank}.pt") for rank in range(WORLD)]
+        found = [torch.load(f"{folder}/{rank}.pt") for rank in range(WORLD)]
+    if found[0]["at all"] is not None:
+        pytest.skip(f"torch's own fully_shard does not work here: {found[0]['at all']}")
+    return found
 
 
 @pytest.mark.parametrize("name", CHECKS)

@@ -155,9 +155,7 @@ class _TiledStatistics(Fused):
 
 
 def _in_tiles(scorer: LinearScorer) -> bool:
-    """Whether a kernel that scores tile by tile, as CUDA devices have, knows all that this scorer asks for."""
-    if scorer.hidden.device.type != "cuda":
-        return False
+    """Whether a kernel that scores tile by tile knows all that this scorer asks for."""
     plain = scorer.temperature == 1.0 and scorer.offset is None and scorer.class_weight is None
     plain = plain and (scorer.link is None or isinstance(scorer.link, SoftCap)) and scorer.block_size is None
     return (

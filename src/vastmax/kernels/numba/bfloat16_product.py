@@ -48,7 +48,7 @@ def rounded_product(a: Tensor, b: Tensor, out: Tensor, *, add: bool = False) -> 
         out.zero_()
     if out.numel() == 0:
         return out
-    left, right, sums = _bits(a), _bits(b), out.numpy()
+    left, right, sums = _bits(a), _bits(b), array(out)
     blocks, groups, panels = ceil(len(a) / BLOCK), ceil(len(a) / GROUP), ceil(b.shape[1] / COLUMNS)
     for start in range(0, a.shape[1], TERMS):
         terms = min(TERMS, a.shape[1] - start)
