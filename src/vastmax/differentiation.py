@@ -95,8 +95,9 @@ def constant(name: str, value: Tensor) -> Tensor:
         has_direction(value)  # raises if it has many
     while torch._C._functorch.is_functorch_wrapped_tensor(value):
         value = torch._C._functorch.get_unwrapped(value)
-    value = value.detach()
-    return forward_ad.unpack_dual(value).primal if with_directions else value
+    with outside_transforms():  # which would wrap it again
+        value = value.detach()
+        return forward_ad.unpack_dual(value).primal if with_directions else value
 
 
 def outside_transforms() -> AbstractContextManager[object]:

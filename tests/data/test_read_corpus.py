@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from vastmax.data import looks_tokenised, read_corpus
+from vastmax.validation import shown
 
 PROSE = [f"Line {i}, which is (nearly) as long as any other; isn't it?" for i in range(100, 300)]
 TOKENISED = [f"line {i} , which is ( nearly ) as long as any other ; is n't it ?" for i in range(200)]
@@ -225,7 +226,7 @@ ZIPPED = gzip.compress(
 def test_files_refused(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "corpus.txt"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: .*{message}") as caught:
+    with pytest.raises(ValueError, match=f"^{re.escape(shown(path))}: .*{message}") as caught:
         read_corpus(path)
     assert "\n" not in str(caught.value)
 

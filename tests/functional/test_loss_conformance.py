@@ -169,7 +169,7 @@ def test_every_logit_matters(loss):
 @pytest.mark.parametrize(
     ("weight", "error", "message"),
     [
-        (torch.tensor([1.0, -1.0]), ValueError, "sample_weight: expected weights of at least 0, got -1.0"),
+        (torch.tensor([1.0, -1.0]), ValueError, "sample_weight: expected weights of at least 0, got -1"),
         (torch.tensor([1.0, torch.nan]), ValueError, "sample_weight: expected finite values, got nan"),
         (torch.ones(3), ValueError, r"sample_weight: expected shape \(2,\), one per row, got \(3,\)"),
         ([1.0, 1.0], TypeError, "sample_weight: expected a floating-point tensor"),

@@ -82,7 +82,7 @@ def test_bringing_the_touched_classes_up_to_date_is_as_good_as_making_all_anew(
     num_classes: int, shared: bool
 ) -> None:
     sampler = RandomFeatures(num_classes, num_features=7, refresh=100)
-    hidden, target, weight, bias = make_batch(num_classes, ROWS)
+    hidden, target, weight, bias = make_batch(num_classes, ROWS)[:4]
     for step in range(4):
         noise = sampler.given(Batch(hidden, target, weight, bias), shared=shared)
         ids = noise.sample(2 if shared else (ROWS, 2), generator=seeded(step)).ids
@@ -114,7 +114,7 @@ def test_only_training_touches_the_tables() -> None:
 
 
 def test_classes_that_grow_between_two_refreshes_stay_finite() -> None:
-    hidden, target, weight, bias = make_batch(V, ROWS, dtype=torch.float32)
+    hidden, target, weight, bias = make_batch(V, ROWS, dtype=torch.float32)[:4]
     sampler = RandomFeatures(V)
     sampler.given(Batch(hidden, target, weight, bias), shared=False)
     bias[target] += 1000

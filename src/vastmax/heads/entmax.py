@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from vastmax.functional.entmax import log_entmax
 from vastmax.functional.sparse import entmax_loss
+from vastmax.heads.base import Head
 from vastmax.heads.flat import FlatHead
 from vastmax.heads.running_topk import topk_of_logits
 from vastmax.heads.targets import RowLoss, mean_class_weight
@@ -75,6 +76,8 @@ class Entmax(FlatHead):
         raw = self.weight.new_empty(()) if learn_alpha else None
         self.register_parameter("raw_alpha", None if raw is None else nn.Parameter(raw))
         self.reset_parameters()
+
+    forward = Head.forward
 
     @property
     def compiles(self) -> bool:

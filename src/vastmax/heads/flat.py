@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -97,6 +98,17 @@ class FlatHead(Head):
                 f"got {shown(softcap)}"
             )
         return link_of(softcap, kind)
+
+    @abstractmethod
+    def forward(
+        self,
+        hidden: Tensor,
+        target: Tensor,
+        *,
+        sample_weight: Tensor | None = None,
+        target_weight: Tensor | None = None,
+    ) -> Tensor:
+        """Return the training loss: what a flat head differs from another by; see `Head`."""
 
     @property
     def compiles(self) -> bool:

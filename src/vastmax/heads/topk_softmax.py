@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vastmax.functional.sparse import check_loss_k, topk_softmax_loss
+from vastmax.heads.base import Head
 from vastmax.heads.flat import FlatHead
 from vastmax.scoring import linear_logits, linear_loss, linear_topk
 from vastmax.scoring.top import TopK, topk_by_id
@@ -49,6 +50,8 @@ class TopKSoftmax(FlatHead):
         super().__init__(in_features, num_classes, **options)
         self.k = check_loss_k(k, self.num_classes)
         self.reset_parameters()
+
+    forward = Head.forward
 
     @property
     def compiles(self) -> bool:
