@@ -160,7 +160,7 @@ def _in_tiles(scorer: LinearScorer) -> bool:
     plain = plain and (scorer.link is None or isinstance(scorer.link, SoftCap)) and scorer.block_size is None
     return (
         plain
-        and len(scorer.hidden) > 0
+        and scorer.hidden.shape[0] > 0
         and has_kernel("split_partition", scorer.hidden, scorer.weight, scorer.bias)
     )
 
