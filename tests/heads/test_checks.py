@@ -48,6 +48,56 @@ def test_a_loss_without_a_look_at_its_values_is_the_same(name, reduction, monkey
         torch.testing.assert_close(one, other)
 
 
+UNIQUE = {name: case for name, case in CASES.items() if case.unique and not case.follows}
+
+
+@pytest.mark.parametrize("name", UNIQUE)
+def test_places_without_a_candidate_count_for_nothing(name, monkeypatch):
+    """A set that is padded, as it is where its size is not looked at, gives the loss and gradients of the set."""
+    case = UNIQUE[name]
+    head = case.make(reduction="none")
+    hidden, target, g = batch()
+    original, drawn, padded = Sampler._sample_distinct, [], False
+
+    def sample(self, rows, k, generator):
+        if not drawn:
+            drawn.append(original(self, rows, k, generator))
+        if not padded:
+            return drawn[0]
+        ids, log_count = (torch.nn.functional.pad(x, (0, 3)) for x in drawn[0][:2])
+        log_count[..., -3:] = torch.inf
+        order = torch.randperm(ids.shape[-1], generator=torch.Generator().manual_seed(2))
+        return samplers.Candidates(ids[..., order], log_count[..., order], unique=True)
+
+    monkeypatch.setattr(Sampler, "_sample_distinct", sample)
+    upstream = torch.randn(6, dtype=torch.float64, generator=g)
+    found = []
+    for padded in (False, True):  # noqa: B007  which `sample` reads
+        loss = call(case, head, hidden, target)
+        found.append([loss, *gradients(loss, [hidden, *head.parameters()], upstream)])
+    for without, with_padding in zip(*found, strict=True):
+        torch.testing.assert_close(with_padding, without)
+
+
+def test_modes_say_when_values_are_checked():
+    head = heads.SampledSoftmax(D, V, sampler=samplers.Uniform(V), num_samples=3)
+    hidden, target, _ = batch(dtype=torch.float32)
+    wrong = hidden.detach().clone()
+    wrong[1, 2] = torch.nan
+    with pytest.raises(ValueError, match=r"hidden: expected finite values, got nan at \(1, 2\)"):
+        head(wrong, target)
+    with vastmax.checks("device"), pytest.raises(RuntimeError, match="hidden: expected finite values"):
+        head(wrong, target)
+    with vastmax.checks("off"):
+        assert head(wrong, target).isnan()
+        with pytest.raises(ValueError, match="target: expected shape"):  # shapes are checked always
+            head(hidden, target[1:])
+    with pytest.raises(ValueError, match="hidden: expected finite"):  # as it was before
+        head(wrong, target)
+    with pytest.raises(ValueError, match="mode: expected one of now, device, off, got 'never'"):
+        vastmax.checks("never")
+
+
 def test_a_row_that_does_not_count_is_no_candidate_of_others():
     head = heads.SampledSoftmax(D, V, sampler=samplers.InBatch(V), dtype=torch.float64)
     hidden, target, _ = batch()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+import vastmax
 from vastmax.kernels import numba, reference
 from vastmax.kernels.reference.rounding import stochastic_round
 from vastmax.kernels.reference.row_updates import sgd_powers
@@ -93,6 +94,23 @@ def test_sums_of_a_table_are_their_gradient(case, shape, module):
     summed = update(module, kernel, tensors, rows, table, (ids, starts, coefficient), options)
     given = update(reference, kernel, tensors, rows, grad, None, options)
     for a, b in zip(summed, given, strict=True):
+        if a is not None:
+            assert_close(a, b, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("module", [reference, numba], ids=["reference", "numba"])
+@pytest.mark.parametrize("case", CASES)
+def test_places_of_no_row_make_no_step(case, module):
+    """Behind the rows, of runs that are empty: row 0, which is not among the others, stays as it is, too."""
+    kernel, tensors, rows, table, options = problem(case, (NUM_ROWS, 3), torch.float64)
+    rows, table = rows[rows != 0][:30], table[:30]
+    runs = torch.arange(30), torch.arange(30), torch.ones(30, dtype=torch.float64)
+    expected = update(reference, kernel, tensors, rows, table, runs, options)
+    rows = torch.cat([rows, rows.new_full((4,), -1)])
+    runs = runs[0], torch.cat([runs[1], runs[1].new_full((4,), 30)]), runs[2]
+    with vastmax.checks("device"):
+        found = update(module, kernel, tensors, rows, table, runs, options)
+    for a, b in zip(found, expected, strict=True):
         if a is not None:
             assert_close(a, b, rtol=1e-12, atol=1e-13)
 

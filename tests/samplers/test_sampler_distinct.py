@@ -7,10 +7,12 @@ from decimal import Decimal, localcontext
 import pytest
 import torch
 from sampler_laws import goodness_of_fit, probabilities, seeded
+from scipy.stats import poisson
 from torch import Tensor
 
+import vastmax
 from vastmax.samplers import Candidates, LogUniform, Mixture, Sampler, Uniform, Unigram
-from vastmax.samplers.base import log_inclusion
+from vastmax.samplers.base import log_inclusion, most_draws
 
 NUM_CLASSES = 6
 NUM_SETS = 200_000
@@ -263,3 +265,25 @@ def test_the_declared_counts_put_the_optimum_of_sampled_softmax_at_the_truth(k: 
 
     assert slope_at_the_truth(kept, law, torch.zeros(5)) > 1e-2
     assert k == 1 or slope_at_the_truth(kept.where(kept != target, -1), law, log_expected_count) > 1e-4
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+@every_sampler
+def test_sets_of_a_number_that_is_not_looked_at_follow_the_same_law(make: Callable[[], Sampler], k: int) -> None:
+    sampler = make()
+    with vastmax.checks("device"):
+        candidates = sampler.sample((NUM_SETS, k), generator=seeded(k))
+    assert candidates.ids.shape == (NUM_SETS, most_draws(k))
+    held = torch.zeros(NUM_SETS, NUM_CLASSES, dtype=torch.int64)
+    held.scatter_add_(1, candidates.ids, (~candidates.padding).long())
+    assert held.max() == 1  # each class once
+    assert goodness_of_fit(count_sets(held.bool()), independent_law(inclusion(sampler, k))) > 1e-4
+    counted = candidates.log_expected_count.masked_fill(candidates.padding, 0.0)
+    expected = sampler.log_expected_count(candidates.ids, k).masked_fill(candidates.padding, 0.0)
+    torch.testing.assert_close(counted, expected)
+
+
+def test_hardly_any_set_has_more_draws_than_there_is_room_for() -> None:
+    for k in (1, 2, 5, 30, 1000, 10**6):
+        assert poisson.sf(most_draws(k), k) < 1e-18
+        assert most_draws(k) < k + 40 + 10 * math.sqrt(k)

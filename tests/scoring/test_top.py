@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+import vastmax
 from vastmax.scoring import linear_topk, top
 from vastmax.scoring.top import topk_by_id
 
@@ -58,6 +59,19 @@ def test_equals_go_by_id(k, elements, equals, monkeypatch):
     assert torch.equal(found.values, equals.gather(-1, found.indices))
     assert torch.equal(topk_by_id(equals.view(3, 4, 13), k).indices.view(12, k), found.indices)
     assert torch.equal(topk_by_id(equals[4], k).indices, found.indices[4])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("k", [1, 4, 12])
+def test_equals_go_by_rising_id_where_they_are_not_looked_at(k, dtype):
+    values = torch.randint(-3, 4, (50, 13)).to(dtype) / 3
+    values[0] = torch.tensor([0.0, -0.0] * 6 + [-torch.inf], dtype=dtype)
+    values[1] = torch.tensor([-torch.inf, torch.inf, *range(-5, 6)], dtype=dtype)
+    expected = values.sort(dim=-1, descending=True, stable=True)
+    with vastmax.checks("device"):
+        found = topk_by_id(values, k)
+    assert torch.equal(found.indices, expected.indices[:, :k])
+    assert torch.equal(found.values, expected.values[:, :k])
 
 
 @pytest.mark.parametrize("block_size", [1, 3, 13, None])

@@ -127,3 +127,24 @@ def test_rows_past_32_bits(device):
     triton.adagrad_rows(distant, total.clone(), rows, *gradient, lr=0.3, eps=1e-3)
     reference.adagrad_rows(weight, total, rows, *gradient, lr=0.3, eps=1e-3)
     torch.testing.assert_close(distant.clone(), weight, rtol=2**-8, atol=0)
+
+
+@pytest.mark.parametrize("name", ["adagrad_rows", "adamw_rows", "sgd_rows"])
+def test_places_of_no_row_make_no_step(device, name):
+    weight, rows, (table, (ids, starts, coefficient)) = problem(device, (5,), True)
+    rows = torch.tensor([7, 1, 3, 8], device=device)  # not row 0, which must stay as it is
+    own = {"adagrad_rows": [], "adamw_rows": [state(device, (5,))], "sgd_rows": []}[name]
+    states = [*own, state(device, (5,)), *([] if name == "adagrad_rows" else [last_steps(device)])]
+    options = {
+        "adagrad_rows": {"lr": 0.3, "eps": 1e-3},
+        "adamw_rows": {"step": 20, "lr": 0.02, "betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 0.1},
+        "sgd_rows": {"step": 20, "lr": 0.2, "momentum": 0.9, "weight_decay": 0.1, "nesterov": False},
+    }[name]
+    expected = [x.clone() for x in (weight, *states)]
+    getattr(triton, name)(*expected, rows, table, (ids, starts, coefficient), **options)
+    found = [x.clone() for x in (weight, *states)]
+    none = rows.new_full((3,), -1)
+    starts = torch.cat([starts, starts.new_full((3,), len(ids))])
+    getattr(triton, name)(*found, torch.cat([rows, none]), table, (ids, starts, coefficient), **options)
+    for one, other in zip(found, expected, strict=True):  # the runs are summed in tiles of another shape
+        torch.testing.assert_close(one, other, rtol=3e-6, atol=1e-6)
