@@ -5,6 +5,7 @@ import torch
 from conformance import CASES, D, V, batch, call, gradients
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.checkpoint import checkpoint
 
 from vastmax import functional, heads, samplers
 
@@ -176,3 +177,43 @@ def test_call_is_the_training_loss_with_its_hooks():
     hidden, target, _ = batch()
     assert call(CASES["Softmax"], head, hidden, target).item() == head.forward(hidden, target).item()
     assert seen == [True]
+
+
+@quiet
+def test_a_checkpoint_within_a_graph_draws_as_its_forward_did():
+    head = heads.SampledSoftmax(D, V, sampler=samplers.Unigram(range(1, 8)), num_samples=3, dtype=torch.float64)
+    hidden, target, _ = batch()
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda *row: checkpoint(head, *row, use_reentrant=False), backend="aot_eager", fullgraph=True
+    )
+    found = []
+    for loss_of in (compiled, head):
+        torch.manual_seed(3)
+        loss = loss_of(hidden, target)
+        found.append([loss, *gradients(loss, [hidden, *head.parameters()])])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@quiet
+@pytest.mark.parametrize("kind", [heads.Softmax, heads.SampledSoftmax, heads.NCE])
+def test_half_precision_is_summed_in_float32_in_a_graph_too(kind):
+    head = kind(D, V, dtype=torch.bfloat16)
+    hidden, target, _ = batch(dtype=torch.float32)
+    projection = torch.randn(D, D)
+
+    def loss_of(hidden, target):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return head(hidden @ projection, target)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(loss_of, backend="aot_eager", fullgraph=True)
+    found = []
+    for function in (compiled, loss_of):
+        torch.manual_seed(3)
+        loss = function(hidden, target)
+        assert loss.dtype == torch.float32
+        found.append([loss, *gradients(loss, [hidden, *head.parameters()])])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
