@@ -5,6 +5,7 @@ from contextlib import ExitStack
 
 from torch import Tensor
 
+from vastmax.optim.registration import registered
 from vastmax.optim.row_optimizer import RowOptimizer
 from vastmax.scoring import catching_up
 from vastmax.scoring.catching_up import Payment
@@ -54,21 +55,10 @@ def catch_up_before_reading(optimizer: RowOptimizer, *parameters: Tensor) -> Exi
         >>> (optimizer.state[head.weight]["last_step"] == 2).all()
         tensor(True)
     """
-    if not isinstance(optimizer, RowOptimizer):
-        raise TypeError(f"optimizer: expected one of vastmax.optim, got {type(optimizer).__name__}")
-    if not parameters:
-        raise ValueError("parameters: expected at least one, got none")
-    payments = [(parameter, _payment(optimizer, parameter)) for parameter in parameters]
-    with ExitStack() as registered:  # all or none
-        for parameter, payment in payments:
-            catching_up.register(parameter, payment)
-            registered.callback(catching_up.remove, parameter)
-        return registered.pop_all()
+    return registered(catching_up, optimizer, parameters, _payment)
 
 
 def _payment(optimizer: RowOptimizer, parameter: Tensor) -> Payment:
-    if not isinstance(parameter, Tensor):
-        raise TypeError(f"parameters: expected tensors, got {type(parameter).__name__}")
     optimizer.group_of(parameter)
     # Weakly, both: the registry keeps the payment as long as the parameter lives, which must not live by it.
     kept_optimizer, kept_parameter = weakref.ref(optimizer), weakref.ref(parameter)

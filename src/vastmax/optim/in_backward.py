@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vastmax.kernels.reference.row_updates import Runs
+from vastmax.optim.registration import registered
 from vastmax.optim.row_optimizer import RowOptimizer
 from vastmax.scoring import updates_in_backward
 from vastmax.scoring.updates_in_backward import Update
@@ -54,16 +55,7 @@ def apply_in_backward(optimizer: RowOptimizer, *parameters: Tensor) -> ExitStack
         >>> head.weight.grad is None, torch.equal(head.weight, before)
         (True, False)
     """
-    if not isinstance(optimizer, RowOptimizer):
-        raise TypeError(f"optimizer: expected one of vastmax.optim, got {type(optimizer).__name__}")
-    if not parameters:
-        raise ValueError("parameters: expected at least one, got none")
-    updates = [(parameter, _update(optimizer, parameter)) for parameter in parameters]
-    with ExitStack() as registered:  # all or none
-        for parameter, update in updates:
-            updates_in_backward.register(parameter, update)
-            registered.callback(updates_in_backward.remove, parameter)
-        return registered.pop_all()
+    return registered(updates_in_backward, optimizer, parameters, _update)
 
 
 def _update(optimizer: RowOptimizer, parameter: Tensor) -> Update:
@@ -84,8 +76,6 @@ def _update(optimizer: RowOptimizer, parameter: Tensor) -> Update:
 
 
 def _check(optimizer: RowOptimizer, parameter: Tensor) -> None:
-    if not isinstance(parameter, Tensor):
-        raise TypeError(f"parameters: expected tensors, got {type(parameter).__name__}")
     what = f"parameter of shape {tuple(parameter.shape)}"
     if parameter.ndim not in (1, 2):
         raise ValueError(f"{what}: expected class rows (V, d) or a bias (V,)")
